@@ -147,7 +147,9 @@ func newError(k Kind, code, format string, args []any) *Error {
 }
 
 // Invalid says that the request itself is wrong.
-func Invalid(code, format string, args ...any) *Error { return newError(KindInvalid, code, format, args) }
+func Invalid(code, format string, args ...any) *Error {
+	return newError(KindInvalid, code, format, args)
+}
 
 // Unauthorized says that the caller is nobody we know.
 func Unauthorized(code, format string, args ...any) *Error {
