@@ -1,0 +1,145 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/fstest"
+
+	"drover/internal/db"
+	"drover/internal/db/dbtest"
+	"drover/internal/fault"
+)
+
+func schema() []db.Schema {
+	return []db.Schema{{Name: "thing", FS: fstest.MapFS{"migrations/0001_thing.sql": {Data: []byte(`-- +goose Up
+CREATE TABLE thing (
+    id BIGINT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    body BYTEA
+);
+`)}}}}
+}
+
+func add(ctx context.Context, d *db.DB, name string) error {
+	return d.Write(ctx, func(tx *db.Tx) error {
+		id, err := tx.NextID("thing")
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", id, name)
+		return err
+	})
+}
+
+func count(t *testing.T, d *db.DB) (n int) {
+	t.Helper()
+	if err := d.Read(t.Context(), func(tx *db.Tx) error { return tx.QueryRow("SELECT COUNT(*) FROM thing").Scan(&n) }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestWritesRunAloneAndIDsAreDense(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		var wg sync.WaitGroup
+		for i := range 40 {
+			wg.Go(func() {
+				if err := add(t.Context(), d, string(rune('A'+i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		var max int
+		if err := d.Read(t.Context(), func(tx *db.Tx) error { return tx.QueryRow("SELECT MAX(id) FROM thing").Scan(&max) }); err != nil {
+			t.Fatal(err)
+		}
+		if max != 40 || count(t, d) != 40 {
+			t.Errorf("max id %d of %d rows, want 40", max, count(t, d))
+		}
+	})
+}
+
+func TestErrorLeavesNothing(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		boom := errors.New("boom")
+		changed := d.Changed()
+		err := d.Write(t.Context(), func(tx *db.Tx) error {
+			tx.AfterCommit(func() { t.Error("AfterCommit ran without a commit") })
+			if _, err := tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", 1, "x"); err != nil {
+				return err
+			}
+			return boom
+		})
+		if !errors.Is(err, boom) || count(t, d) != 0 {
+			t.Errorf("err %v, %d rows", err, count(t, d))
+		}
+		select {
+		case <-changed:
+			t.Error("a failed write announced a change")
+		default:
+		}
+		if err := add(t.Context(), d, "x"); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-changed:
+		default:
+			t.Error("a committed write announced nothing")
+		}
+	})
+}
+
+func TestUniqueNestedAndTypes(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		if err := add(t.Context(), d, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if err := add(t.Context(), d, "x"); !db.IsUnique(err) {
+			t.Errorf("a repeated key gave %v", err)
+		}
+		err := d.Write(t.Context(), func(tx *db.Tx) error { return add(tx.Ctx(), d, "y") })
+		if fault.Code(err) != "db_nested" {
+			t.Errorf("a nested write gave %v", err)
+		}
+		err = d.Write(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", "not a number", "z")
+			return err
+		})
+		if err == nil {
+			t.Error("text went into a BIGINT column")
+		}
+		if err := d.Read(t.Context(), func(tx *db.Tx) error {
+			_, err := tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", 9, "z")
+			return err
+		}); err == nil {
+			t.Error("a read transaction wrote")
+		}
+		var n int
+		err = d.Read(t.Context(), func(tx *db.Tx) error {
+			return tx.QueryRow("SELECT CAST(value->>'n' AS BIGINT) FROM json_each($1)", `{"0":{"n":7}}`).Scan(&n)
+		})
+		if err != nil || n != 7 {
+			t.Errorf("bulk rows as JSON: %d, %v", n, err)
+		}
+	})
+}
+
+func TestMigrateTwiceAndActor(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		if err := d.Migrate(t.Context(), schema()...); err != nil {
+			t.Errorf("a repeated migration: %v", err)
+		}
+		err := d.Write(db.WithActor(t.Context(), "alice"), func(tx *db.Tx) error {
+			if tx.Actor() != "alice" || tx.Now() == 0 {
+				t.Errorf("actor %q now %d", tx.Actor(), tx.Now())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
