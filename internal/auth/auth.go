@@ -1,0 +1,114 @@
+package auth
+
+import (
+	"context"
+	"path"
+	"slices"
+	"strings"
+
+	"drover/internal/db"
+	"drover/internal/fault"
+)
+
+// Kind is what sort of being an actor is.
+type Kind string
+
+// The kinds of actors.
+const (
+	Person  Kind = "person"
+	Builder Kind = "builder"
+	Signer  Kind = "signer"
+	System  Kind = "system" // drover's own loops
+	Nobody  Kind = ""       // no credentials were given
+)
+
+// Actor is who acts. The zero Actor is nobody and may read what is public.
+type Actor struct {
+	Kind   Kind
+	Name   string
+	Role   string
+	Scopes []string // of the token; empty means all that the role has
+}
+
+// String is the name that the ledger writes: "alice", "builder:b1".
+func (a Actor) String() string {
+	switch a.Kind {
+	case Person:
+		return a.Name
+	case Nobody:
+		return "nobody"
+	case System:
+		return "system"
+	}
+	return string(a.Kind) + ":" + a.Name
+}
+
+type key struct{}
+
+// With puts the actor into the context, for [From] and for the ledger.
+func With(ctx context.Context, a Actor) context.Context {
+	return db.WithActor(context.WithValue(ctx, key{}, a), a.String())
+}
+
+// AsSystem makes ctx that of drover's own loops, which may do everything.
+func AsSystem(ctx context.Context) context.Context { return With(ctx, Actor{Kind: System}) }
+
+// From is the actor of ctx.
+func From(ctx context.Context) Actor {
+	a, _ := ctx.Value(key{}).(Actor)
+	return a
+}
+
+// roleRights is the table of who may what. "x.*" stands for every right of x.
+//
+//nolint:gochecknoglobals // a constant table
+var roleRights = map[string][]string{
+	"admin":    {"*"},
+	"releaser": {"pkg.*", "build.*", "tag.*", "repo.*"},
+	"packager": {"pkg.*", "build.*"},
+	"viewer":   {},
+	"builder":  {"work.build"},
+	"signer":   {"work.sign"},
+}
+
+// Roles are the roles that a person can have.
+func Roles() []string { return []string{"admin", "releaser", "packager", "viewer"} }
+
+// May tells whether a may do right on subject. A scope is a right, or a right and a
+// pattern of subjects: "pkg.push", "pkg.push:rpms/kernel*", "build.*".
+func (a Actor) May(right, subject string) bool {
+	if a.Kind == System {
+		return true
+	}
+	match := func(pattern string) bool {
+		r, subj, narrowed := strings.Cut(pattern, ":")
+		if r != "*" && r != right {
+			if p, ok := strings.CutSuffix(r, "*"); !ok || !strings.HasPrefix(right, p) {
+				return false
+			}
+		}
+		if !narrowed {
+			return true
+		}
+		ok, err := path.Match(subj, subject)
+		return ok && err == nil
+	}
+	if !slices.ContainsFunc(roleRights[a.Role], match) {
+		return false
+	}
+	return len(a.Scopes) == 0 || slices.ContainsFunc(a.Scopes, match)
+}
+
+// Need fails unless the actor of ctx may do right on subject.
+func Need(ctx context.Context, right, subject string) error {
+	a := From(ctx)
+	if a.May(right, subject) {
+		return nil
+	}
+	if a.Kind == Nobody {
+		return fault.Unauthorized("token_needed", "%s on %s needs a token", right, subject).
+			Fix("log in with `drover login`, or set DROVER_TOKEN")
+	}
+	return fault.Denied("denied", "%s may not %s on %s", a, right, subject).
+		Fix("the role %q or the scopes of the token do not have this right; ask an admin", a.Role)
+}
