@@ -1,0 +1,52 @@
+# The front door. "make help" lists what there is.
+
+# Go from the path, else from where its tarball puts it.
+GO      ?= $(shell command -v go || echo /usr/local/go/bin/go)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TOOLS   := $(HOME)/.cache/drover/bin
+LINT    := v2.13.0
+FUZZ    ?= 10m
+BENCH   ?= .
+ARGS    ?=
+
+export GO
+export CGO_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint build long clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: ## from a git push to an installed, signed package; ARGS=--once stops afterwards
+	scripts/setup demo
+	@$(MAKE) --no-print-directory build
+	bin/drover dev demo $(ARGS)
+
+# -p 2: packages start databases, builds and browsers of their own.
+test: ## every test, on SQLite and on PostgreSQL
+	scripts/setup test
+	$(GO) vet ./...
+	$(GO) test -p 2 -timeout 20m ./...
+
+bench: ## benchmarks, each beside the peer it is measured against; BENCH=regexp
+	scripts/setup test
+	$(GO) test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
+
+lint: ## gofmt, go vet and golangci-lint
+	scripts/setup build
+	@$(TOOLS)/golangci-lint version 2>/dev/null | grep -qF 'version $(LINT:v%=%) ' || \
+		GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT)
+	PATH="$(dir $(GO)):$$PATH" $(TOOLS)/golangci-lint run ./...
+
+build: ## bin/drover
+	scripts/setup build
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/drover ./cmd/drover
+
+long: ## the long forms of the tests (crash, scale), then each fuzz target for FUZZ (10m)
+	scripts/setup test
+	DROVER_LONG=1 $(GO) test -p 1 -timeout 4h ./...
+	scripts/fuzz $(FUZZ)
+
+clean: ## remove what was built here
+	rm -rf bin demo-data
