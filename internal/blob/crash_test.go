@@ -253,7 +253,7 @@ func fillDisk(dir string) error {
 	before := free()
 	wantFull := func(what string, err error) error {
 		if f := fault.As(err); fault.Code(err) != "disk_full" || f.Kind != fault.KindUnavailable || f.Remedy == "" {
-			return fmt.Errorf("%s: got %v, want disk_full with a remedy", what, err)
+			return fmt.Errorf("%s: got %w, want disk_full with a remedy", what, err)
 		}
 		if after := free(); after != before {
 			return fmt.Errorf("%s left something behind: %d free blocks, %d before", what, after, before)
