@@ -43,6 +43,12 @@ func (s *Store) Stage(id string, max int64) (*Upload, error) {
 	path := filepath.Join(s.uploads(), id)
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if errors.Is(err, fs.ErrPermission) {
+			// A Finish was killed after it had made the file read-only.
+			if err = os.Chmod(path, 0o600); err == nil || errors.Is(err, fs.ErrNotExist) {
+				f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+			}
+		}
 		if err != nil {
 			return nil, s.full(err)
 		}
