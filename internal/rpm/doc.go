@@ -1,0 +1,10 @@
+// Package rpm reads and writes what RPM and its repositories are made of: headers,
+// packages, versions, dependencies, signatures, payloads and repository metadata.
+//
+// It is pure: bytes and readers in, values out; no database, no network, no files of its
+// own. Everything it reads may come from an enemy: every offset and count is checked
+// before it is used, and nothing is allocated on the word of a length field.
+//
+// Sources: the RPM package format of rpm's documentation (docs/manual/format_*.md), rpm's
+// lib/header.c for the limits, createrepo_c for the rules of repository metadata.
+package rpm

@@ -1,0 +1,251 @@
+package rpm
+
+import (
+	"bytes"
+	"crypto/md5"  //nolint:gosec // an old digest of the format, checked where it is present
+	"crypto/sha1" //nolint:gosec // likewise
+	"crypto/sha256"
+	"crypto/sha3"
+	"crypto/sha512"
+	"encoding/binary"
+	"encoding/hex"
+	"hash"
+	"io"
+	"strings"
+
+	"drover/internal/fault"
+)
+
+// LeadSize is the size of the lead, of which only the magic still means something.
+const LeadSize = 96
+
+var leadMagic = [4]byte{0xed, 0xab, 0xee, 0xdb}
+
+// maxHeaders bounds what Read takes into memory: librpm's bound of the store, and the
+// largest header seen in the field is a fifteenth of it.
+const maxHeaders = 256 << 20
+
+// Package is an RPM file: its two headers and where its parts lie.
+type Package struct {
+	Lead   []byte
+	Sig    Header
+	Header Header
+	// HeaderStart and HeaderEnd are the byte range of the main header in the file, as
+	// repository metadata tells it.
+	HeaderStart, HeaderEnd int64
+	Size                   int64 // of the file
+}
+
+// Read reads both headers of an RPM file of the given size. It never takes more memory
+// than the file has bytes.
+func Read(r io.ReaderAt, size int64) (*Package, error) {
+	p := &Package{Size: size}
+	at := func(off int64, n int) ([]byte, error) {
+		if n < 0 || off+int64(n) > size {
+			return nil, bad("cut at byte %d of %d", off, size)
+		}
+		b := make([]byte, n)
+		if _, err := io.ReadFull(io.NewSectionReader(r, off, int64(n)), b); err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
+	var err error
+	if p.Lead, err = at(0, LeadSize); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(p.Lead[:4], leadMagic[:]) {
+		return nil, bad("no RPM file: the magic is %x", p.Lead[:4])
+	}
+	header := func(off int64) (Header, int, error) {
+		intro, err := at(off, introSize)
+		if err != nil {
+			return Header{}, 0, err
+		}
+		n, err := headerSize(intro)
+		if err != nil {
+			return Header{}, 0, err
+		}
+		if n > maxHeaders {
+			return Header{}, 0, bad("a header of %d bytes", n)
+		}
+		b, err := at(off, n)
+		if err != nil {
+			return Header{}, 0, err
+		}
+		return ParseHeader(b)
+	}
+	var n int
+	if p.Sig, n, err = header(LeadSize); err != nil {
+		return nil, err
+	}
+	p.HeaderStart = LeadSize + int64(n+7)/8*8
+	if p.Header, n, err = header(p.HeaderStart); err != nil {
+		return nil, err
+	}
+	p.HeaderEnd = p.HeaderStart + int64(n)
+	if err := p.Sig.region(SigRegion); err != nil {
+		return nil, err
+	}
+	if err := p.Header.region(RegionImmutable); err != nil {
+		return nil, err
+	}
+	if p.Header.Text(Name) == nil || p.Header.Text(Version) == nil || p.Header.Text(Release) == nil {
+		return nil, bad("no name, version or release")
+	}
+	return p, nil
+}
+
+// region checks the region tag: when the first entry is one, its trailer must cover the
+// whole index. What lies outside the region is covered by no signature, so a main header
+// with such entries is refused.
+func (h Header) region(tag Tag) error {
+	e := h.entry(0)
+	if e.tag != tag {
+		if tag == RegionImmutable {
+			return bad("it has no immutable region, as before rpm 4")
+		}
+		return nil // rpm 3 wrote signature headers without one
+	}
+	if e.typ != TypeBin || e.count != entrySize {
+		return bad("the region tag is no region")
+	}
+	t := h.store[e.offset : e.offset+entrySize]
+	if got := Tag(binary.BigEndian.Uint32(t)); got != tag && (tag != SigRegion || got != RegionImmutable && got != 61) {
+		return bad("the region's trailer is of tag %d", got)
+	}
+	covered := -int64(int32(binary.BigEndian.Uint32(t[8:])))
+	if covered%entrySize != 0 || covered <= 0 || covered > int64(len(h.index)) {
+		return bad("the region covers %d bytes of an index of %d", covered, len(h.index))
+	}
+	if tag == RegionImmutable && covered != int64(len(h.index)) {
+		return bad("%d entries lie outside the signed region", (int64(len(h.index))-covered)/entrySize)
+	}
+	return nil
+}
+
+// NEVRA is the name of the package.
+func (p *Package) NEVRA() NEVRA { return p.Header.NEVRA() }
+
+// HeaderSHA256 is the hex sha256 of the main header: the package's identity whatever its
+// signatures.
+func (p *Package) HeaderSHA256() string {
+	h := sha256.Sum256(p.Header.Raw())
+	return hex.EncodeToString(h[:])
+}
+
+// Head is the lead and the padded signature header; the rest of the file from HeaderStart
+// is the core, which no signature changes.
+func (p *Package) Head() []byte { return head(p.Lead, p.Sig) }
+
+func head(lead []byte, sig Header) []byte {
+	b := make([]byte, 0, LeadSize+len(sig.raw)+7)
+	b = append(append(b, lead...), sig.raw...)
+	return append(b, make([]byte, -len(sig.raw)&7)...)
+}
+
+// VerifyDigests reads the whole file and checks every digest and size that the package
+// tells of itself. A package without any digest of header and payload is refused.
+func (p *Package) VerifyDigests(r io.ReaderAt) error {
+	wrong := func(what string) error {
+		return fault.Invalid("rpm_digest", "%s: the %s does not match its bytes", p.NEVRA(), what).Fix("the file is damaged or was changed; fetch or build it again")
+	}
+	core := p.Size - p.HeaderStart
+	payload := p.Size - p.HeaderEnd
+	raw := p.Header.Raw()
+	hdr := 0
+	for _, c := range []struct {
+		tag  Tag
+		sum  func() hash.Hash
+		name string
+	}{{SigSHA1, sha1.New, "sha1 of the header"}, {SigSHA256, sha256.New, "sha256 of the header"}, {SigSHA3, func() hash.Hash { return sha3.New256() }, "sha3-256 of the header"}} {
+		want := p.Sig.Text(c.tag)
+		if want == nil {
+			continue
+		}
+		h := c.sum()
+		h.Write(raw)
+		if hex.EncodeToString(h.Sum(nil)) != string(want) {
+			return wrong(c.name)
+		}
+		hdr++
+	}
+	if p.Sig.Has(SigSize) && p.Sig.Int(SigSize) != uint64(core) || p.Sig.Has(SigLongSize) && p.Sig.Int(SigLongSize) != uint64(core) {
+		return wrong("size")
+	}
+	var hashes []io.Writer
+	var checks []func() error
+	add := func(h hash.Hash, withHeader bool, want []byte, name string) {
+		if withHeader {
+			h.Write(raw)
+		}
+		hashes = append(hashes, h)
+		checks = append(checks, func() error {
+			if !bytes.Equal(h.Sum(nil), want) {
+				return wrong(name)
+			}
+			return nil
+		})
+	}
+	if m := p.Sig.Bytes(SigMD5); m != nil {
+		add(md5.New(), true, m, "md5 of header and payload") //nolint:gosec // as the format has it
+	}
+	if want := p.Header.Text(PayloadSHA); len(want) > 0 {
+		var h hash.Hash
+		switch p.Header.Int(PayloadAlgo) {
+		case 0, 8: // rpm 6 no longer writes the algorithm: the tag is sha256 by name
+			h = sha256.New()
+		case 9:
+			h = sha512.New384()
+		case 10:
+			h = sha512.New()
+		case 12:
+			h = sha3.New256()
+		}
+		b, err := hex.DecodeString(string(want))
+		if err != nil || h == nil {
+			return bad("a payload digest of unknown algorithm %d", p.Header.Int(PayloadAlgo))
+		}
+		add(h, false, b, "digest of the payload")
+	}
+	if hdr == 0 && p.Sig.Bytes(SigMD5) == nil || len(checks) == 0 {
+		return fault.Invalid("rpm_digest", "%s carries no digest of its header or payload", p.NEVRA()).Fix("build it with rpm 4 or newer")
+	}
+	n, err := io.Copy(io.MultiWriter(hashes...), io.NewSectionReader(r, p.HeaderEnd, payload))
+	if err != nil {
+		return err
+	}
+	if n != payload {
+		return bad("cut in the payload")
+	}
+	for _, c := range checks {
+		if err := c(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckPaths refuses a package whose file names leave the place where they belong: a binary
+// package has absolute clean paths, a source package plain names.
+func (p *Package) CheckPaths() error {
+	files, err := p.Header.Files()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		ok := strings.HasPrefix(f.Path, "/") && !strings.Contains(f.Path, "//")
+		if p.Header.IsSource() {
+			ok = !strings.Contains(f.Path, "/") && f.Path != ""
+		}
+		for part := range strings.SplitSeq(strings.Trim(f.Path, "/"), "/") {
+			if part == ".." || part == "." {
+				ok = false
+			}
+		}
+		if !ok || strings.ContainsAny(f.Path, "\x00\n") {
+			return fault.Invalid("rpm_path", "%s holds a file named %.200q", p.NEVRA(), f.Path).Fix("a package must not name files outside its place")
+		}
+	}
+	return nil
+}
