@@ -2,6 +2,8 @@ package rpm_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"testing"
@@ -79,4 +81,9 @@ func trimSlash(s string) string {
 		return s[1:]
 	}
 	return s
+}
+
+func hexSum(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
 }
