@@ -120,8 +120,8 @@ func Funcs() template.FuncMap {
 			}
 			return template.HTML(fmt.Sprintf(`<span class="state %s"><b aria-hidden="true">%s</b> %s</span>`, class, sign, template.HTMLEscapeString(strings.ToLower(state)))) //nolint:gosec // escaped
 		},
-		// with changes one key of the URL's query and keeps the others.
-		"with": func(q url.Values, key string, v any) string {
+		// seturl changes one key of the URL's query and keeps the others.
+		"seturl": func(q url.Values, key string, v any) string {
 			out := url.Values{}
 			for k, vs := range q {
 				out[k] = vs

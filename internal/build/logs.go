@@ -1,0 +1,228 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"drover/internal/blob"
+	"drover/internal/db"
+	"drover/internal/fault"
+)
+
+// A log grows in a file of its own while its task runs and becomes a blob when it ends.
+const (
+	maxLog  = 256 << 20 // bytes of one log
+	maxLogs = 16        // logs of one task
+)
+
+var reLog = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}\.log$`)
+
+func (s *Store) logDir(task int64) string {
+	return filepath.Join(s.Dir, "logs", strconv.FormatInt(task, 10))
+}
+
+// AppendLog adds bytes of a held task's log at offset and returns the log's size. Bytes
+// that are there already are passed over, so that a builder may repeat itself; a gap is
+// refused with log_gap, and the size tells where to go on.
+func (s *Store) AppendLog(ctx context.Context, id, fence int64, name string, offset int64, r io.Reader) (int64, error) {
+	err := s.DB.Read(ctx, func(tx *db.Tx) error { _, err := held(tx, id, fence); return err })
+	if err != nil {
+		return 0, err
+	}
+	if !reLog.MatchString(name) {
+		return 0, fault.Invalid("log_name", "%.80q is no name of a log", name)
+	}
+	dir := s.logDir(id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return 0, err
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if es, err := os.ReadDir(dir); err == nil && len(es) >= maxLogs {
+			return 0, fault.TooLarge("log_count", "task %d has %d logs already", id, len(es))
+		}
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer closeQuietly(f)
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := st.Size()
+	if offset < 0 || offset > size {
+		return size, fault.Conflict("log_gap", "%s of task %d has %d bytes, not %d", name, id, size, offset)
+	}
+	if _, err := io.CopyN(io.Discard, r, size-offset); err != nil {
+		if errors.Is(err, io.EOF) {
+			return size, nil
+		}
+		return size, err
+	}
+	n, err := io.Copy(io.NewOffsetWriter(f, size), io.LimitReader(r, maxLog-size))
+	size += n
+	s.wake()
+	if err != nil {
+		return size, fault.Unavailable("log_cut", "%s of task %d stopped at byte %d", name, id, size).Wrap(err)
+	}
+	return size, nil
+}
+
+// kept is the logs of a task attempt that has ended, stored and not yet in the database.
+type keptLogs []struct {
+	name   string
+	digest blob.Digest
+	size   int64
+}
+
+// closeLogs stores a task's logs as blobs. The files stay until the rows are committed.
+func (s *Store) closeLogs(ctx context.Context, task int64) (out keptLogs, err error) {
+	es, err := os.ReadDir(s.logDir(task))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range es {
+		f, err := os.Open(filepath.Join(s.logDir(task), e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		d, n, err := s.Blobs.Put(ctx, f, blob.PutOptions{})
+		closeQuietly(f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, struct {
+			name   string
+			digest blob.Digest
+			size   int64
+		}{e.Name(), d, n})
+	}
+	return out, nil
+}
+
+// keep writes the rows. Logs of an attempt that will be repeated carry its number.
+func (ls keptLogs) keep(tx *db.Tx, t Task) error {
+	for _, l := range ls {
+		name := l.name
+		if t.Attempt > 1 {
+			name = fmt.Sprintf("%s.%d", l.name, t.Attempt)
+		}
+		if _, err := tx.Exec("INSERT INTO build_log (task, name, digest, size) VALUES ($1, $2, $3, $4) ON CONFLICT (task, name) DO NOTHING", t.ID, name, l.digest.String(), l.size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// afterTask clears what a task's attempt left on disk, once its rows are committed, and
+// wakes those who wait for it.
+func (s *Store) afterTask(id int64) {
+	for _, dir := range []string{s.logDir(id), s.incomingDir(id)} {
+		if err := os.RemoveAll(dir); err != nil {
+			s.Log.Warn("a finished task's files stay", "dir", dir, "err", err)
+		}
+	}
+	s.wake()
+}
+
+// LiveLogs names the logs of a running task with their sizes.
+func (s *Store) liveLogs(id int64) (out []Log) {
+	es, err := os.ReadDir(s.logDir(id))
+	if err != nil {
+		return nil
+	}
+	for _, e := range es {
+		if st, err := e.Info(); err == nil {
+			out = append(out, Log{e.Name(), st.Size()})
+		}
+	}
+	return out
+}
+
+// ReadLog writes a log from offset to w. With follow it goes on while the task runs; flush
+// is called after each piece.
+func (s *Store) ReadLog(ctx context.Context, id int64, name string, offset int64, follow bool, w io.Writer, flush func()) error {
+	if offset < 0 {
+		return fault.Invalid("log_offset", "a log has no byte %d", offset)
+	}
+	for sent := false; ; {
+		woken := s.woken()
+		var digest string
+		var t Task
+		err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+			if t, err = getTask(tx, id); err != nil {
+				return err
+			}
+			err = tx.QueryRow("SELECT digest FROM build_log WHERE task = $1 AND name = $2", id, name).Scan(&digest)
+			if db.NoRow(err) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if digest != "" {
+			b, err := s.Blobs.Get(blob.Digest(digest))
+			if err != nil {
+				return err
+			}
+			defer closeQuietly(b)
+			_, err = io.Copy(w, io.NewSectionReader(b, offset, max(0, b.Size()-offset)))
+			return err
+		}
+		running := t.State == TaskOpen || t.State == TaskFree
+		if !reLog.MatchString(name) || !running {
+			if sent {
+				return nil
+			}
+			return fault.NotFound("log_unknown", "task %d has no log %.80q", id, name).Fix("see `drover task show %d`", id)
+		}
+		n, err := s.copyLive(id, name, offset, w)
+		if err != nil {
+			return err
+		}
+		offset += n
+		sent = true
+		if n > 0 {
+			flush()
+		}
+		if !follow {
+			return nil
+		}
+		again := time.NewTimer(5 * time.Second)
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return nil
+		case <-woken:
+			again.Stop()
+		case <-again.C:
+		}
+	}
+}
+
+func (s *Store) copyLive(id int64, name string, offset int64, w io.Writer) (int64, error) {
+	f, err := os.Open(filepath.Join(s.logDir(id), name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer closeQuietly(f)
+	return io.Copy(w, io.NewSectionReader(f, offset, maxLog))
+}
