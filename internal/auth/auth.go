@@ -64,9 +64,9 @@ func From(ctx context.Context) Actor {
 //nolint:gochecknoglobals // a constant table
 var roleRights = map[string][]string{
 	"admin":    {"*"},
-	"releaser": {"pkg.*", "build.*", "tag.*", "repo.*"},
-	"packager": {"pkg.*", "build.*"},
-	"viewer":   {},
+	"releaser": {"pkg.*", "build.*", "tag.*", "repo.*", "audit.verify"},
+	"packager": {"pkg.create", "pkg.push", "pkg.upload", "build.submit", "audit.verify"},
+	"viewer":   {"audit.verify"},
 	"builder":  {"work.build"},
 	"signer":   {"work.sign"},
 }

@@ -346,3 +346,9 @@ func keepRoot(tx *db.Tx, pkgs []wire.Pkg) (string, error) {
 	_, err = tx.Exec("INSERT INTO build_root_package (nevra, header, root) SELECT value->>'n', value->>'h', CAST($1 AS TEXT) FROM json_each($2)", digest, string(text))
 	return digest, err
 }
+
+// Get reads a build by number.
+func (s *Store) Get(ctx context.Context, id int64) (b Build, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { b, err = getBuild(tx, id); return err })
+	return b, err
+}
