@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"drover/internal/blob"
 	"drover/internal/build/wire"
@@ -50,6 +51,13 @@ func (s *Store) people(srv *web.Server) {
 			Ref string `path:"ref" maxLength:"300"`
 		}) (Whole, error) {
 			return s.Whole(ctx, in.Ref)
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/builds/{id}/wait", ID: "build-wait", Summary: "Wait up to 50 s for the tasks of a build to be in another state", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ID    int64  `path:"id"`
+			State string `query:"state" maxLength:"10000" doc:"the fingerprint of the states that are known"`
+		}) (none, error) {
+			return none{}, s.wait(ctx, in.ID, in.State)
 		})
 	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/builds/{id}/cancel", ID: "build-cancel", Summary: "Cancel a build", Tag: tag},
 		func(ctx context.Context, in *struct {
@@ -134,6 +142,30 @@ func (s *Store) people(srv *web.Server) {
 		}
 		return fault.NotFound("rpm_unknown", "build %d has no package %.200q", b.ID, r.PathValue("file"))
 	})
+}
+
+// wait returns when the tasks of a build are in other states than the known ones, the build
+// is done, or 50 s are over.
+func (s *Store) wait(ctx context.Context, id int64, known string) error {
+	ctx, cancel := context.WithTimeout(ctx, 50*time.Second)
+	defer cancel()
+	for {
+		changed := s.DB.Changed()
+		ts, err := s.Tasks(ctx, id)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		if ctx.Err() != nil || len(ts) == 0 || ts[0].State != TaskOpen || fingerprint(ts) != known {
+			return nil
+		}
+		again := time.NewTimer(3 * time.Second)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-again.C:
+		}
+		again.Stop()
+	}
 }
 
 // lazyWriter remembers whether an answer has begun.
