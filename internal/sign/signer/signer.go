@@ -1,0 +1,422 @@
+// Package signer is the signer process: it holds private keys and its own policy, sees
+// digests of headers and never a payload, and writes down everything that it signs before
+// the signature leaves it.
+//
+// It imports no server package and believes nothing the server says about what a key may
+// be used for: that stands in its own files.
+package signer
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"hash"
+	"io/fs"
+	"log/slog"
+	mrand "math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"time"
+
+	"drover/internal/durable"
+	"drover/internal/fault"
+	"drover/internal/sign/wire"
+	"drover/internal/web"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	"go.yaml.in/yaml/v3"
+)
+
+// Config is what a Signer needs.
+type Config struct {
+	Client *web.Client // with a signer's token
+	Dir    string      // keys, policy and log; only this process reads it
+	// AcceptKeys lets the server ask for new keys, with the tags they are for. Without it
+	// keys are made by hand on the signer's machine.
+	AcceptKeys bool
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// Policy is one key's file NAME.yaml: what it may be used for. The signer's operator edits it.
+type Policy struct {
+	Algo    string   `yaml:"algo"`
+	Purpose string   `yaml:"purpose"`
+	Tags    []string `yaml:"tags"` // patterns; an empty list signs nothing
+}
+
+type key struct {
+	wire.Key
+	entity *openpgp.Entity
+	ed     ed25519.PrivateKey
+}
+
+// Signer holds keys.
+type Signer struct {
+	Config
+	keys map[string]*key
+	log  *os.File
+	last string // hex sha256 of the newest line of the log
+}
+
+var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
+
+// New opens the signer's directory and reads its keys.
+func New(c Config) (*Signer, error) {
+	s := &Signer{Config: c, keys: map[string]*key{}}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	names, err := filepath.Glob(filepath.Join(c.Dir, "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if err := s.load(n[len(c.Dir)+1 : len(n)-5]); err != nil {
+			return nil, err
+		}
+	}
+	head, n, err := VerifyLog(s.logPath())
+	if err != nil {
+		return nil, err
+	}
+	s.last = head
+	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return nil, err
+	}
+	// A line that a power cut left half written was never answered for.
+	if err := s.log.Truncate(n); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close closes the log.
+func (s *Signer) Close() error { return s.log.Close() }
+
+func (s *Signer) logPath() string { return filepath.Join(s.Dir, "signed.log") }
+
+func (s *Signer) load(name string) error {
+	b, err := os.ReadFile(filepath.Join(s.Dir, name+".yaml"))
+	if err != nil {
+		return err
+	}
+	var p Policy
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&p); err != nil {
+		return fault.Invalid("signer_policy", "the policy %s.yaml cannot be read", name).Wrap(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(s.Dir, name+".key"))
+	if err != nil {
+		return err
+	}
+	k := &key{Key: wire.Key{Name: name, Algo: p.Algo, Purpose: p.Purpose, Tags: p.Tags}}
+	if p.Purpose == wire.PurposeAttest {
+		blk, _ := pem.Decode(raw)
+		if blk == nil {
+			return fault.Invalid("signer_key", "%s.key is no PEM", name)
+		}
+		priv, err := x509.ParsePKCS8PrivateKey(blk.Bytes)
+		ed, ok := priv.(ed25519.PrivateKey)
+		if err != nil || !ok {
+			return fault.Invalid("signer_key", "%s.key is no Ed25519 key", name).Wrap(err)
+		}
+		k.ed = ed
+		pub, err := x509.MarshalPKIXPublicKey(ed.Public())
+		if err != nil {
+			return err
+		}
+		k.Public = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}))
+	} else {
+		es, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(raw))
+		if err != nil || len(es) != 1 || es[0].PrivateKey == nil {
+			return fault.Invalid("signer_key", "%s.key is no OpenPGP private key", name).Wrap(err)
+		}
+		k.entity = es[0]
+		var b bytes.Buffer
+		w, err := armor.Encode(&b, openpgp.PublicKeyType, nil)
+		if err == nil {
+			err = errors.Join(es[0].Serialize(w), w.Close())
+		}
+		if err != nil {
+			return err
+		}
+		k.Public = b.String() + "\n"
+	}
+	s.keys[name] = k
+	return nil
+}
+
+// Create makes a key with its policy. An existing key stays as it is.
+func (s *Signer) Create(n wire.NewKey) error {
+	if !reName.MatchString(n.Name) {
+		return fault.Invalid("key_name", "%.80q is no name of a key", n.Name)
+	}
+	if _, ok := s.keys[n.Name]; ok {
+		return nil
+	}
+	var b []byte
+	var err error
+	switch {
+	case n.Purpose == wire.PurposeAttest && n.Algo == wire.Ed25519:
+		b, err = newEd25519()
+	case n.Purpose == wire.PurposeRPM && (n.Algo == wire.RSA4096 || n.Algo == wire.Ed25519):
+		b, err = s.newOpenPGP(n)
+	default:
+		return fault.Invalid("key_algo", "there are no %.20q keys for %.20q", n.Algo, n.Purpose).Fix("use rsa4096 or ed25519 for rpm, ed25519 for attest")
+	}
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(filepath.Join(s.Dir, n.Name+".key"), b, 0o600); err != nil {
+		return err
+	}
+	p, err := yaml.Marshal(Policy{Algo: n.Algo, Purpose: n.Purpose, Tags: n.Tags})
+	if err != nil {
+		return err
+	}
+	// The policy makes the key count: it comes last.
+	if err := durable.WriteFile(filepath.Join(s.Dir, n.Name+".yaml"), p, 0o600); err != nil {
+		return err
+	}
+	return s.load(n.Name)
+}
+
+func newEd25519() ([]byte, error) {
+	_, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(priv)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
+}
+
+func (s *Signer) newOpenPGP(n wire.NewKey) ([]byte, error) {
+	cfg := &packet.Config{DefaultHash: crypto.SHA256, Time: s.Now, Algorithm: packet.PubKeyAlgoRSA, RSABits: 4096}
+	if n.Algo == wire.Ed25519 {
+		cfg.Algorithm, cfg.Curve = packet.PubKeyAlgoEdDSA, packet.Curve25519
+	}
+	e, err := openpgp.NewEntity("drover "+n.Name, "", "", cfg)
+	if err != nil {
+		return nil, err
+	}
+	e.Subkeys = nil // rpm signs with the primary key; an encryption subkey has no use here
+	var b bytes.Buffer
+	w, err := armor.Encode(&b, openpgp.PrivateKeyType, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(e.SerializePrivate(w, cfg), w.Close())
+	return b.Bytes(), err
+}
+
+// Run serves the server's requests until ctx ends.
+func (s *Signer) Run(ctx context.Context) error {
+	wait := time.Second
+	announced := false
+	for ctx.Err() == nil {
+		err := error(nil)
+		if !announced {
+			err = s.announce(ctx)
+			announced = err == nil
+		}
+		if err == nil {
+			err = s.round(ctx, &announced)
+		}
+		if err == nil {
+			wait = time.Second
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if k := fault.As(err).Kind; k == fault.KindUnauthorized || k == fault.KindDenied {
+			return err // nothing gets better by asking again
+		}
+		s.Log.Warn("the server does not answer", "err", err, "again", wait)
+		announced = false
+		t := time.NewTimer(wait/2 + mrand.N(wait)) //nolint:gosec // jitter
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+		wait = min(2*wait, 10*time.Second)
+	}
+	return nil
+}
+
+func (s *Signer) announce(ctx context.Context) error {
+	ks := []wire.Key{}
+	for _, k := range s.keys {
+		ks = append(ks, k.Key)
+	}
+	slices.SortFunc(ks, func(a, b wire.Key) int { return bytes.Compare([]byte(a.Name), []byte(b.Name)) })
+	return s.Client.Call(ctx, "POST", wire.PathKeys, ks, nil)
+}
+
+func (s *Signer) round(ctx context.Context, announced *bool) error {
+	var o wire.Orders
+	if err := s.Client.Call(ctx, "POST", wire.PathPoll, wire.Poll{Wait: 50}, &o); err != nil {
+		return err
+	}
+	for _, n := range o.NewKeys {
+		if !s.AcceptKeys {
+			s.Log.Warn("the server asks for a key; make it here by hand, or start with --accept-keys", "key", n.Name)
+			continue
+		}
+		if err := s.Create(n); err != nil {
+			s.Log.Error("a key was not made", "key", n.Name, "err", err)
+			continue
+		}
+		*announced = false
+	}
+	if !*announced {
+		if err := s.announce(ctx); err != nil {
+			return err
+		}
+		*announced = true
+	}
+	if len(o.Requests) == 0 {
+		return nil
+	}
+	a := wire.Answer{Done: []wire.Done{}}
+	for _, r := range o.Requests {
+		d := wire.Done{ID: r.ID}
+		sig, err := s.sign(r)
+		if err != nil {
+			d.Refused = fault.As(err).Error()
+			s.Log.Warn("refused", "subject", r.Subject, "err", err)
+		} else {
+			d.Signature = sig
+		}
+		a.Done = append(a.Done, d)
+	}
+	if err := s.log.Sync(); err != nil {
+		return err
+	}
+	return s.Client.Call(ctx, "POST", wire.PathAnswer, a, nil)
+}
+
+// sign checks a request against the signer's own policy, signs, and writes the line of the
+// log.
+func (s *Signer) sign(r wire.Request) ([]byte, error) {
+	k, ok := s.keys[r.Key]
+	if !ok {
+		return nil, fault.NotFound("key_unknown", "this signer has no key %.80q", r.Key)
+	}
+	if r.Purpose != k.Purpose {
+		return nil, fault.Denied("key_purpose", "the key %s is for %s, not for %.20q", k.Name, k.Purpose, r.Purpose)
+	}
+	if !slices.ContainsFunc(k.Tags, func(p string) bool { ok, err := path.Match(p, r.Tag); return ok && err == nil }) {
+		return nil, fault.Denied("key_tag", "the key %s does not sign for the tag %.100q", k.Name, r.Tag).Fix("the signer's operator can add it to %s.yaml", k.Name)
+	}
+	if r.Expires <= s.Now().UnixMicro() {
+		return nil, fault.Denied("request_old", "the request is over its time")
+	}
+	var sig []byte
+	var err error
+	if k.ed != nil {
+		sum := sha256.Sum256(r.Payload)
+		if hex.EncodeToString(sum[:]) != r.Digest || len(r.Payload) > 1<<20 {
+			return nil, fault.Invalid("request_digest", "the payload is not what the digest says")
+		}
+		sig = ed25519.Sign(k.ed, r.Payload)
+	} else if sig, err = s.openPGP(k, r); err != nil {
+		return nil, err
+	}
+	return sig, s.write(r)
+}
+
+func (s *Signer) openPGP(k *key, r wire.Request) ([]byte, error) {
+	h := sha256.New()
+	u, ok := h.(encoding.BinaryUnmarshaler)
+	if !ok {
+		return nil, fault.Internal("sha256_state", "this sha256 does not take a state")
+	}
+	if err := u.UnmarshalBinary(r.State); err != nil {
+		return nil, fault.Invalid("request_state", "the state of the hash cannot be read").Wrap(err)
+	}
+	// Sum does not change the state: what is signed is what the digest names.
+	if hex.EncodeToString(h.Sum(nil)) != r.Digest {
+		return nil, fault.Invalid("request_digest", "the state of the hash is not of %.64q", r.Digest)
+	}
+	return packetOf(k.entity, h, s.Now)
+}
+
+func packetOf(e *openpgp.Entity, h hash.Hash, now func() time.Time) ([]byte, error) {
+	cfg := &packet.Config{DefaultHash: crypto.SHA256, Time: now}
+	sig := &packet.Signature{Version: 4, SigType: packet.SigTypeBinary, PubKeyAlgo: e.PrimaryKey.PubKeyAlgo, Hash: crypto.SHA256, CreationTime: now(),
+		IssuerKeyId: &e.PrimaryKey.KeyId, IssuerFingerprint: e.PrimaryKey.Fingerprint}
+	if err := sig.Sign(h, e.PrivateKey, cfg); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err := sig.Serialize(&b)
+	return b.Bytes(), err
+}
+
+// Line is a line of the signer's log.
+type Line struct {
+	At      time.Time `json:"at"`
+	Key     string    `json:"key"`
+	Purpose string    `json:"purpose"`
+	Tag     string    `json:"tag"`
+	Subject string    `json:"subject"`
+	Digest  string    `json:"digest"`
+	Prev    string    `json:"prev"` // hex sha256 of the line before
+}
+
+func (s *Signer) write(r wire.Request) error {
+	b, err := json.Marshal(Line{s.Now().UTC(), r.Key, r.Purpose, r.Tag, r.Subject, r.Digest, s.last})
+	if err != nil {
+		return err
+	}
+	h := sha256.Sum256(b)
+	if _, err := s.log.Write(append(b, '\n')); err != nil {
+		return fault.Unavailable("signer_log", "the signer's log cannot be written; nothing is signed").Wrap(err)
+	}
+	s.last = hex.EncodeToString(h[:])
+	return nil
+}
+
+// VerifyLog checks the chain of a signer's log. It returns the head and the length of what is
+// whole; half a last line is not counted.
+func VerifyLog(file string) (head string, size int64, err error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", 0, nil
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	for n := 1; ; n++ {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			return head, size, nil
+		}
+		var l Line
+		if err := json.Unmarshal(b[:i], &l); err != nil || l.Prev != head {
+			return head, size, fault.Conflict("signer_log", "line %d of %s does not follow the line before it", n, file).Fix("somebody changed the log; compare it with the server's ledger")
+		}
+		h := sha256.Sum256(b[:i])
+		head = hex.EncodeToString(h[:])
+		size += int64(i) + 1
+		b = b[i+1:]
+	}
+}
