@@ -132,16 +132,27 @@ func (h hierarchy) newGroup(name string, memory int64, pids int) (*group, error)
 func enable(dir string) error {
 	path := filepath.Join(dir, "cgroup.subtree_control")
 	for _, c := range []string{"+memory", "+pids"} {
-		if err := os.WriteFile(path, []byte(c), 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		if err := put(path, c); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return err // EINVAL, ENOENT: the host has no such controller in this hierarchy
 		}
 	}
 	return nil
 }
 
+// put writes a control file, which must exist: asking for its creation would turn
+// "no such file" into "permission denied".
+func put(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
 func (g *group) limit(memory int64, pids int) error {
 	write := func(dir, file string, v int64) error {
-		return os.WriteFile(filepath.Join(g.dir(dir), file), []byte(strconv.FormatInt(v, 10)), 0)
+		return put(filepath.Join(g.dir(dir), file), strconv.FormatInt(v, 10))
 	}
 	// Swap accounting is a choice of the kernel's build; without it there is
 	// nothing to bound.
@@ -181,7 +192,7 @@ func (g *group) listen() error {
 		return err
 	}
 	defer func() { _ = ctl.Close() }()
-	return os.WriteFile(filepath.Join(dir, "cgroup.event_control"), fmt.Appendf(nil, "%d %d", fd, ctl.Fd()), 0)
+	return put(filepath.Join(dir, "cgroup.event_control"), fmt.Sprintf("%d %d", fd, ctl.Fd()))
 }
 
 // waitOOM blocks until a version 1 group ran out of memory (true) or the group is
@@ -304,7 +315,7 @@ func removeGroup(dir string) error {
 	if err == nil || err == unix.ENOENT {
 		return nil
 	}
-	if os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) != nil { // version 2, Linux 5.14
+	if put(filepath.Join(dir, "cgroup.kill"), "1") != nil { // version 2, Linux 5.14
 		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for f := range strings.FieldsSeq(string(b)) {
 			if pid, err := strconv.Atoi(f); err == nil && pid > 1 {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -44,7 +45,8 @@ func (r *Root) HostCommand(ctx context.Context, spec HostSpec) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if _, err := r.enter(); err != nil {
+	name, err := r.enter()
+	if err != nil {
 		return Result{}, err
 	}
 	defer r.runs.Done()
@@ -75,6 +77,7 @@ ln -s /proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 "$1/dev/"
 mv "$1/dev/0" "$1/dev/stdin"; mv "$1/dev/1" "$1/dev/stdout"; mv "$1/dev/2" "$1/dev/stderr"
 cd "$2"
 shift 2
+: >"$0"
 set +e
 "$@"
 exit $?`
@@ -82,7 +85,8 @@ exit $?`
 	if dir == "" {
 		dir = r.Path
 	}
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "hostcommand", r.Path, dir}, spec.Args...)...)
+	ready := filepath.Join(r.dir, "host-"+name)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, ready, r.Path, dir}, spec.Args...)...)
 	cmd.Env = withDefaults(spec.Env, "/root")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = spec.Stdin, piped(spec.Stdout), piped(spec.Stderr)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
@@ -92,6 +96,9 @@ exit $?`
 	ended, err := r.supervise(ctx, cmd, spec.Time, w)
 	if err != nil {
 		return Result{}, err
+	}
+	if err := os.Remove(ready); err != nil && ended.Exited() {
+		return Result{}, startFailed(fmt.Errorf("preparing the root ended with %d; its output says why", ended.ExitCode()))
 	}
 	res := Result{ExitCode: ended.ExitCode(), Usage: Usage{Wall: r.s.cfg.Now().Sub(start), CPU: ended.UserTime() + ended.SystemTime()}}
 	if ws, ok := ended.Sys().(syscall.WaitStatus); ok && ws.Signaled() {

@@ -191,7 +191,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
-	if extra := len(t.b) - 2048; extra > 0 {
+	if extra := len(t.b) - (1 << 20); extra > 0 {
 		t.b = append(t.b[:0], t.b[extra:]...)
 	}
 	return len(p), nil

@@ -15,7 +15,7 @@ import (
 // How often a run is looked at, and how much of its disk is as good as nothing.
 const (
 	watchEvery = 200 * time.Millisecond
-	fullBelow  = 256 << 10
+	fullBelow  = 1 << 20   // or a thousandth of it: ext4 refuses writes a little before zero
 	hostSpare  = 256 << 20 // what a watched root must leave free on the host
 )
 
@@ -144,7 +144,7 @@ func (w *watch) reason(exit int, u usage) Reason {
 // full says whether the file system at path has no room for another file.
 func full(path string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && (int64(st.Bavail)*st.Bsize < fullBelow || st.Ffree == 0)
+	return unix.Statfs(path, &st) == nil && (int64(st.Bavail)*st.Bsize < max(fullBelow, int64(st.Blocks)*st.Bsize/1000) || st.Ffree == 0)
 }
 
 // diskUse is what the files below dir occupy. Files that vanish meanwhile count
