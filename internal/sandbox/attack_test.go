@@ -91,13 +91,14 @@ func TestLimits(t *testing.T) {
 // no loop devices.
 func TestLimitsWithoutCgroups(t *testing.T) {
 	layer := hostileLayer(t)
-	s := open(t, "crun")
-	s.mu.Lock()
-	s.report.cgroup = hierarchy{}
-	s.report.Memory, s.report.Pids = s.report.limits()
-	s.report.Disk = ByWatch
-	s.mu.Unlock()
-	limits(t, s, layer)
+	eachRuntime(t, func(t *testing.T, s *Sandbox) {
+		s.mu.Lock()
+		s.report.cgroup = hierarchy{all: s.report.cgroup.all}
+		s.report.Memory, s.report.Pids = s.report.limits()
+		s.report.Disk = ByWatch
+		s.mu.Unlock()
+		limits(t, s, layer)
+	})
 }
 
 func limits(t *testing.T, s *Sandbox, layer string) {
@@ -156,7 +157,7 @@ func limits(t *testing.T, s *Sandbox, layer string) {
 	})
 	t.Run("disk", func(t *testing.T) {
 		r := newRoot(t, s, RootSpec{Lower: []string{layer}, DiskBytes: 32 << 20})
-		res, out := run(t, r, sh(`i=0; while dd if=/dev/zero of=/home/$i bs=1M count=4 2>/dev/null; do i=$((i+1)); done; echo full; exit 3`))
+		res, out := run(t, r, sh(`i=0; while dd if=/dev/zero of=/srv/$i bs=1M count=4 2>/dev/null; do i=$((i+1)); done; echo full; exit 3`))
 		if res.Reason != ReasonDisk || fault.Code(res.Err()) != "disk_limit" {
 			t.Errorf("%+v %q", res, out)
 		}
@@ -170,7 +171,7 @@ func limits(t *testing.T, s *Sandbox, layer string) {
 	})
 	t.Run("small files", func(t *testing.T) {
 		r := newRoot(t, s, RootSpec{Lower: []string{layer}, DiskBytes: 16 << 20})
-		res, out := run(t, r, sh(`cd /home; i=0; while echo >$i; do i=$((i+1)); done 2>/dev/null; exit 3`))
+		res, out := run(t, r, sh(`cd /srv; i=0; while echo >$i; do i=$((i+1)); done 2>/dev/null; exit 3`))
 		if res.Reason != ReasonDisk {
 			t.Errorf("%+v %q", res, out)
 		}

@@ -32,12 +32,12 @@ func TestCommit(t *testing.T) {
 	one, two := filepath.Join(layers, "one"), filepath.Join(layers, "two")
 
 	r := newRoot(t, s, RootSpec{Lower: []string{base}, Keep: true})
-	res, out := run(t, r, sh("mkdir /home/d /home/e; echo 1 >/home/d/old; echo 1 >/home/gone; echo 1 >/home/e/kept; ln /home/e/kept /home/e/link"))
+	res, out := run(t, r, sh("mkdir /srv/d /srv/e; echo 1 >/srv/d/old; echo 1 >/srv/gone; echo 1 >/srv/e/kept; ln /srv/e/kept /srv/e/link"))
 	must(t, res.Err())
 	must(t, r.Commit(t.Context(), one))
 
 	r = newRoot(t, s, RootSpec{Lower: []string{one, base}, Keep: true})
-	res, out = run(t, r, sh("rm -r /home/d; mkdir /home/d; echo 2 >/home/d/new; rm /home/gone; echo 2 >>/home/e/kept; mv /home/e /home/f"))
+	res, out = run(t, r, sh("rm -r /srv/d; mkdir /srv/d; echo 2 >/srv/d/new; rm /srv/gone; echo 2 >>/srv/e/kept; mv /srv/e /srv/f"))
 	if res.Err() != nil {
 		t.Fatal(out)
 	}
@@ -47,7 +47,7 @@ func TestCommit(t *testing.T) {
 	}
 
 	r = newRoot(t, s, RootSpec{Lower: []string{two, one, base}})
-	_, out = run(t, r, sh("cd /home; find . -type f | sort; cat f/kept"))
+	_, out = run(t, r, sh("cd /srv; find . -type f | sort; cat f/kept"))
 	if want := "./d/new\n./f/kept\n./f/link\n1\n2"; out != want {
 		t.Errorf("got %q, want %q", out, want)
 	}
@@ -59,7 +59,7 @@ func TestCommit(t *testing.T) {
 	if err := r.Commit(t.Context(), one); fault.Code(err) != "layer_exists" {
 		t.Errorf("err %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(one, "home/e/kept")); err != nil {
+	if _, err := os.Stat(filepath.Join(one, "srv/e/kept")); err != nil {
 		t.Error(err)
 	}
 }
@@ -116,8 +116,8 @@ func TestBindOnSymlink(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(src, "file"), []byte("bound"), 0o644))
 		must(t, os.Chmod(src, 0o755))
 		r := newRoot(t, s, RootSpec{Lower: []string{base}})
-		run(t, r, sh("ln -s "+outside+" /home/abs; ln -s ../../../../../../../.."+outside+" /home/rel"))
-		for _, p := range []string{"/home/abs/in", "/home/rel/in"} {
+		run(t, r, sh("ln -s "+outside+" /srv/abs; ln -s ../../../../../../../.."+outside+" /srv/rel"))
+		for _, p := range []string{"/srv/abs/in", "/srv/rel/in"} {
 			spec := sh("cat " + p + "/file")
 			spec.Binds = []Bind{{Host: src, Path: p}}
 			_, err := r.Run(t.Context(), spec) // refused or kept inside: both are safe

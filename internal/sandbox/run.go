@@ -128,7 +128,7 @@ func (r *Root) run(ctx context.Context, rep Report, spec Spec) (Result, error) {
 		return Result{}, startFailed(err)
 	}
 	id := r.id + "-" + name
-	g := &group{}
+	g := &group{h: rep.cgroup, name: id}
 	if rep.cgroup.version != 0 {
 		if g, err = rep.cgroup.newGroup(id, spec.Memory, spec.Pids); err != nil {
 			return Result{}, startFailed(err)

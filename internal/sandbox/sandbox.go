@@ -113,7 +113,7 @@ func (s *Sandbox) Probe(ctx context.Context) Report {
 	rep.cgroup = findHierarchy()
 	if err := rep.cgroup.try(); err != nil {
 		s.cfg.Log.Warn("sandbox: no usable control groups, limits are watched", "error", err)
-		rep.cgroup = hierarchy{}
+		rep.cgroup = hierarchy{all: rep.cgroup.all} // runc makes groups all the same
 	}
 
 	names := []string{"crun", "runc"}
