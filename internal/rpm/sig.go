@@ -5,13 +5,16 @@ import (
 	"cmp"
 	"crypto"
 	"crypto/sha256"
+	"encoding"
 	"encoding/binary"
+	"encoding/hex"
 	"io"
 	"slices"
 
 	"drover/internal/fault"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
@@ -159,18 +162,34 @@ func (p *Package) VerifySignature(keys openpgp.EntityList) error {
 	return fault.Invalid("rpm_signature", "no signature of %s is good", p.NEVRA()).Wrap(last)
 }
 
-// Midstate is the state of a sha256 that has read the main header, as crypto/sha256 marshals
-// it, and the finished sum: what a signer needs to sign the header without seeing it.
-func (p *Package) Midstate() (state []byte, sum [32]byte, err error) {
+// Midstate is the state of a sha256 that has read b, as crypto/sha256 marshals it, and the
+// finished sum in hex: what a signer needs to sign b without seeing it.
+func Midstate(b []byte) (state []byte, sum string, err error) {
 	h := sha256.New()
-	h.Write(p.Header.Raw())
-	m, ok := h.(interface{ MarshalBinary() ([]byte, error) })
+	h.Write(b)
+	m, ok := h.(encoding.BinaryMarshaler)
 	if !ok {
-		return nil, sum, fault.Internal("sha256_state", "this sha256 does not give out its state")
+		return nil, "", fault.Internal("sha256_state", "this sha256 does not give out its state")
 	}
 	state, err = m.MarshalBinary()
-	copy(sum[:], h.Sum(nil))
-	return state, sum, err
+	return state, hex.EncodeToString(h.Sum(nil)), err
+}
+
+// Armor writes a signature packet as a detached signature file: repomd.xml.asc.
+func Armor(sig []byte) ([]byte, error) {
+	var b bytes.Buffer
+	w, err := armor.Encode(&b, openpgp.SignatureType, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(sig); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	b.WriteByte('\n')
+	return b.Bytes(), nil
 }
 
 // Splice reads a package file as its head followed by its core.

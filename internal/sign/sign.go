@@ -28,7 +28,6 @@ import (
 	"drover/internal/sign/wire"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
-	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
@@ -492,31 +491,6 @@ func VerifyAttestation(public string, payload, sig []byte) bool {
 	pub, err := x509.ParsePKIXPublicKey(blk.Bytes)
 	ed, ok := pub.(ed25519.PublicKey)
 	return err == nil && ok && ed25519.Verify(ed, payload, sig)
-}
-
-// Armor writes a signature packet as a detached signature file.
-func Armor(sig []byte) ([]byte, error) {
-	var b bytes.Buffer
-	w, err := armor.Encode(&b, openpgp.SignatureType, nil)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(sig); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	b.WriteByte('\n')
-	return b.Bytes(), nil
-}
-
-// Midstate hashes b: the state of the hash and the sum, for a Request.
-func Midstate(b []byte) (state []byte, digest string, err error) {
-	h := sha256.New()
-	h.Write(b)
-	state, err = h.(encoding.BinaryMarshaler).MarshalBinary()
-	return state, hex.EncodeToString(h.Sum(nil)), err
 }
 
 // Status is how signing stands.

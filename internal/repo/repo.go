@@ -1,0 +1,427 @@
+package repo
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"drover/internal/auth"
+	"drover/internal/blob"
+	"drover/internal/build"
+	"drover/internal/build/wire"
+	"drover/internal/db"
+	"drover/internal/event"
+	"drover/internal/fault"
+	"drover/internal/release"
+	"drover/internal/rpm"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Schema is the tables of packages, snapshots, channels and mirrors.
+func Schema() db.Schema { return db.Schema{Name: "repo", FS: migrations} }
+
+// SignRequest asks for a signature of something by the state of its sha256.
+type SignRequest struct {
+	Key, Tag, Subject, Digest string
+	State                     []byte
+}
+
+// Signer is what repo needs of sign: OpenPGP signature packets.
+type Signer interface {
+	Packets(ctx context.Context, rs []SignRequest) ([][]byte, error)
+}
+
+// Config is what a Store needs.
+type Config struct {
+	DB      *db.DB
+	Blobs   *blob.Store
+	Builds  *build.Store
+	Release *release.Store
+	Signer  Signer
+	HTTP    *http.Client // for mirrors
+	Log     *slog.Logger
+}
+
+// Store keeps repositories.
+type Store struct {
+	Config
+	mu      sync.Mutex // guards syncing
+	syncing map[string]bool
+}
+
+// New makes a Store.
+func New(c Config) *Store { return &Store{Config: c, syncing: map[string]bool{}} }
+
+var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
+
+// Package is a package file as served.
+type Package struct {
+	PkgID  string      `json:"pkgid"`  // sha256 of the file
+	Header string      `json:"header"` // sha256 of the immutable header
+	NEVRA  string      `json:"nevra"`
+	File   string      `json:"file"`
+	Arch   string      `json:"arch"`
+	Key    string      `json:"key,omitempty"` // that drover signed it with
+	Size   int64       `json:"size"`
+	Head   blob.Digest `json:"-"`
+	Core   blob.Digest `json:"-"`
+	Start  int64       `json:"-"` // of the main header in the file
+	End    int64       `json:"-"`
+}
+
+const packageColumns = "pkgid, header, nevra, file, arch, key, size, head, core, header_start, header_end"
+
+func scanPackage(scan func(...any) error) (p Package, err error) {
+	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End)
+	return p, err
+}
+
+func keepPackage(tx *db.Tx, p Package) error {
+	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, key, head, core, size, header_start, header_end, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (pkgid) DO NOTHING",
+		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, tx.Now())
+	return err
+}
+
+// open reads a package file: the head before the core. The caller closes the blob.
+func (s *Store) open(head, core blob.Digest) (io.ReaderAt, int64, *blob.Blob, error) {
+	h, err := s.Blobs.ReadAll(head, 64<<20)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	c, err := s.Blobs.Get(core)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	return rpm.Splice(h, c, c.Size()), int64(len(h)) + c.Size(), c, nil
+}
+
+// describe reads the headers of a package and hashes the file.
+func (s *Store) describe(head, core blob.Digest, key string) (Package, *rpm.Package, error) {
+	r, size, c, err := s.open(head, core)
+	if err != nil {
+		return Package{}, nil, err
+	}
+	defer c.Close()
+	p, err := rpm.Read(r, size)
+	if err != nil {
+		return Package{}, nil, err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size)); err != nil {
+		return Package{}, nil, err
+	}
+	n := p.NEVRA()
+	return Package{PkgID: hex.EncodeToString(h.Sum(nil)), Header: p.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Key: key, Size: size,
+		Head: head, Core: core, Start: p.HeaderStart, End: p.HeaderEnd}, p, nil
+}
+
+// Snapshot is an immutable set of packages with its metadata.
+type Snapshot struct {
+	ID       string    `json:"id"` // sha256 over the trees and their repomd.xml
+	Kind     string    `json:"kind"`
+	Source   string    `json:"source"`
+	Packages int64     `json:"packages"`
+	Cause    int64     `json:"cause"` // the event whose state it holds
+	Created  time.Time `json:"created"`
+	Since    int64     `json:"since"`
+}
+
+// tree is one repository of a snapshot that is being made.
+type tree struct {
+	name  string
+	files []entry // repodata
+	pkgs  []entry // path and pkgid
+}
+
+type entry struct {
+	path   string
+	digest string
+	size   int64
+}
+
+// repomd is the digest of a tree's repomd.xml.
+func (t tree) repomd() string {
+	for _, f := range t.files {
+		if f.path == "repodata/repomd.xml" {
+			return f.digest
+		}
+	}
+	return ""
+}
+
+// snapshotID is the identity of a set of trees from one source.
+func snapshotID(kind, source string, ts []tree) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %s\n", kind, source)
+	for _, t := range ts {
+		fmt.Fprintf(h, "%s %s\n", t.name, t.repomd())
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// commit writes a snapshot and moves its channel to it, in one transaction: the bytes are
+// stored already, and a reader sees the old state or the new one.
+func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree, pkgs []Package, channel, key string) error {
+	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		var n int
+		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_snapshot WHERE id = $1", sn.ID).Scan(&n); err != nil {
+			return err
+		}
+		ev, err := event.Append(tx, "repo.publish", "channel/"+channel, map[string]any{"snapshot": sn.ID, "kind": sn.Kind, "packages": sn.Packages, "cause": sn.Cause})
+		if err != nil {
+			return err
+		}
+		for _, p := range pkgs {
+			if err := keepPackage(tx, p); err != nil {
+				return err
+			}
+		}
+		if n > 0 {
+			// The same content came about again; it now stands for the later cause too.
+			if _, err := tx.Exec("UPDATE repo_snapshot SET cause = $1 WHERE id = $2 AND cause < $1", sn.Cause, sn.ID); err != nil {
+				return err
+			}
+		} else {
+			if _, err := tx.Exec("INSERT INTO repo_snapshot (id, kind, source, packages, cause, created, since) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+				sn.ID, sn.Kind, sn.Source, sn.Packages, sn.Cause, tx.Now(), ev); err != nil {
+				return err
+			}
+			for _, t := range ts {
+				if err := keepEntries(tx, "INSERT INTO repo_snapshot_file (snapshot, tree, path, digest, size) SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), value->>'p', value->>'d', CAST(value->>'s' AS BIGINT) FROM json_each($3)", sn.ID, t.name, t.files); err != nil {
+					return err
+				}
+				if err := keepEntries(tx, "INSERT INTO repo_snapshot_package (snapshot, tree, path, pkgid) SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), value->>'p', value->>'d' FROM json_each($3)", sn.ID, t.name, t.pkgs); err != nil {
+					return err
+				}
+			}
+		}
+		return point(tx, channel, sn.ID, key, ev)
+	})
+}
+
+func keepEntries(tx *db.Tx, query, snapshot, tree string, es []entry) error {
+	rows := make(map[string]map[string]any, len(es))
+	for i, e := range es {
+		rows[strconv.Itoa(i)] = map[string]any{"p": e.path, "d": e.digest, "s": e.size}
+	}
+	b, err := json.Marshal(rows)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(query, snapshot, tree, string(b))
+	return err
+}
+
+// point moves a channel.
+func point(tx *db.Tx, channel, snapshot, key string, ev int64) error {
+	if _, err := tx.Exec("UPDATE repo_channel SET until = $1 WHERE name = $2 AND until = 0", ev, channel); err != nil {
+		return err
+	}
+	_, err := tx.Exec("INSERT INTO repo_channel (name, snapshot, key, since, until) VALUES ($1, $2, $3, $4, 0)", channel, snapshot, key, ev)
+	return err
+}
+
+// Channel is a named pointer to a snapshot.
+type Channel struct {
+	Name     string `json:"name"`
+	Snapshot string `json:"snapshot"`
+	Key      string `json:"key,omitempty"`
+	Since    int64  `json:"since"`
+	Until    int64  `json:"until,omitempty"`
+}
+
+// channelAt reads a channel as of an event; 0 is now.
+func channelAt(tx *db.Tx, name string, at int64) (c Channel, err error) {
+	c.Name = name
+	err = tx.QueryRow("SELECT snapshot, key, since FROM repo_channel WHERE name = $1 AND (CAST($2 AS BIGINT) = 0 AND until = 0 OR since <= $2 AND (until = 0 OR until > $2)) ORDER BY since DESC LIMIT 1", name, at).Scan(&c.Snapshot, &c.Key, &c.Since)
+	if db.NoRow(err) {
+		return c, fault.NotFound("channel_unknown", "there is no channel %.100q", name).Fix("see `drover channel list`")
+	}
+	return c, err
+}
+
+// Channel reads a channel as of an event number or time; "" is now.
+func (s *Store) Channel(ctx context.Context, name, asOf string) (c Channel, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		var at int64
+		if asOf != "" {
+			if at, err = event.AsOf(tx, asOf); err != nil {
+				return err
+			}
+		}
+		c, err = channelAt(tx, name, at)
+		return err
+	})
+	return c, err
+}
+
+// Channels lists the channels.
+func (s *Store) Channels(ctx context.Context) ([]Channel, error) {
+	return s.channels(ctx, "until = 0 ORDER BY name")
+}
+
+// History lists the states of a channel, newest first.
+func (s *Store) History(ctx context.Context, name string) ([]Channel, error) {
+	return s.channels(ctx, "name = $1 ORDER BY since DESC LIMIT 200", name)
+}
+
+func (s *Store) channels(ctx context.Context, where string, args ...any) ([]Channel, error) {
+	out := []Channel{}
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.Each(func(scan func(...any) error) error {
+			var c Channel
+			err := scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
+			out = append(out, c)
+			return err
+		}, "SELECT name, snapshot, key, since, until FROM repo_channel WHERE "+where, args...)
+	})
+	return out, err
+}
+
+// Point moves a channel to a snapshot that exists: a rollback, or a promotion by hand.
+func (s *Store) Point(ctx context.Context, channel, snapshot string) error {
+	if err := auth.Need(ctx, "repo.channel", channel); err != nil {
+		return err
+	}
+	if !reName.MatchString(channel) {
+		return fault.Invalid("channel", "%.100q is no name of a channel", channel)
+	}
+	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		sn, err := getSnapshot(tx, snapshot)
+		if err != nil {
+			return err
+		}
+		had, err := channelAt(tx, channel, 0)
+		if err != nil && fault.Code(err) != "channel_unknown" {
+			return err
+		}
+		if had.Snapshot == sn.ID {
+			return nil
+		}
+		key := had.Key
+		if key == "" {
+			// A new channel trusts the key that the snapshot was made with.
+			_ = tx.QueryRow("SELECT key FROM repo_channel WHERE snapshot = $1 ORDER BY since LIMIT 1", sn.ID).Scan(&key)
+		}
+		ev, err := event.Append(tx, "channel.point", "channel/"+channel, map[string]string{"snapshot": sn.ID, "was": had.Snapshot})
+		if err != nil {
+			return err
+		}
+		return point(tx, channel, sn.ID, key, ev)
+	})
+}
+
+// getSnapshot finds a snapshot by its id or the first letters of it.
+func getSnapshot(tx *db.Tx, id string) (sn Snapshot, err error) {
+	no := fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", id).Fix("see `drover snapshot list`")
+	if len(id) < 8 || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
+		return sn, no
+	}
+	var created int64
+	err = tx.QueryRow(`SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE id LIKE $1 ESCAPE '\' ORDER BY id LIMIT 1`, db.Like(id)).
+		Scan(&sn.ID, &sn.Kind, &sn.Source, &sn.Packages, &sn.Cause, &created, &sn.Since)
+	sn.Created = db.Time(created)
+	if db.NoRow(err) {
+		return sn, no
+	}
+	return sn, err
+}
+
+// Snapshots lists snapshots, newest first, before an event number.
+func (s *Store) Snapshots(ctx context.Context, before int64) ([]Snapshot, error) {
+	out := []Snapshot{}
+	if before == 0 {
+		before = 1 << 62
+	}
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.Each(func(scan func(...any) error) error {
+			var sn Snapshot
+			var created int64
+			err := scan(&sn.ID, &sn.Kind, &sn.Source, &sn.Packages, &sn.Cause, &created, &sn.Since)
+			sn.Created = db.Time(created)
+			out = append(out, sn)
+			return err
+		}, "SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE since < $1 ORDER BY since DESC LIMIT 100", before)
+	})
+	return out, err
+}
+
+// Content is a snapshot with its packages by tree.
+type Content struct {
+	Snapshot
+	Trees map[string][]Package `json:"trees"`
+}
+
+// Content reads a snapshot with its packages.
+func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
+	c.Trees = map[string][]Package{}
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		if c.Snapshot, err = getSnapshot(tx, id); err != nil {
+			return err
+		}
+		return tx.Each(func(scan func(...any) error) error {
+			var t string
+			p, err := scanPackage(func(dest ...any) error { return scan(append([]any{&t}, dest...)...) })
+			c.Trees[t] = append(c.Trees[t], p)
+			return err
+		}, "SELECT sp.tree, p."+strings.ReplaceAll(packageColumns, ", ", ", p.")+" FROM repo_snapshot_package sp JOIN repo_package p ON p.pkgid = sp.pkgid WHERE sp.snapshot = $1 ORDER BY sp.tree, p.file", c.ID)
+	})
+	return c, err
+}
+
+// ByHeader finds the newest served form of a package by the sha256 of its header.
+func (s *Store) ByHeader(ctx context.Context, header string) (p Package, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		p, err = scanPackage(tx.QueryRow("SELECT "+packageColumns+" FROM repo_package WHERE header = $1 ORDER BY created DESC LIMIT 1", header).Scan)
+		return err
+	})
+	if db.NoRow(err) {
+		err = fault.NotFound("package_unknown", "no package with header %.80q is served here", header)
+	}
+	return p, err
+}
+
+// Repo is the repository of a channel's present snapshot for an arch, as a buildroot uses it.
+// Without that tree there is none.
+func (s *Store) Repo(ctx context.Context, channel, arch string) (r wire.Repo, ok bool, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		c, err := channelAt(tx, channel, 0)
+		if err != nil {
+			return err
+		}
+		r.ID = channel
+		r.URL = "/snapshots/" + c.Snapshot + "/" + arch + "/"
+		err = tx.QueryRow("SELECT digest FROM repo_snapshot_file WHERE snapshot = $1 AND tree = $2 AND path = 'repodata/repomd.xml'", c.Snapshot, arch).Scan(&r.Digest)
+		ok = err == nil
+		if db.NoRow(err) {
+			return nil
+		}
+		return err
+	})
+	return r, ok, err
+}
+
+func sortedTrees(m map[string]*tree) []tree {
+	var out []tree
+	for _, t := range m {
+		slices.SortFunc(t.pkgs, func(a, b entry) int { return strings.Compare(a.path, b.path) })
+		slices.SortFunc(t.files, func(a, b entry) int { return strings.Compare(a.path, b.path) })
+		out = append(out, *t)
+	}
+	slices.SortFunc(out, func(a, b tree) int { return strings.Compare(a.name, b.name) })
+	return out
+}
