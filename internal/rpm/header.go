@@ -13,18 +13,21 @@ import (
 const (
 	maxEntries = 0xffff
 	maxStore   = 256<<20 - 1
+	maxArray   = 0xfffff // values of one entry, but for binary ones
 	introSize  = 16
 	entrySize  = 16
 )
 
 var magic = [8]byte{0x8e, 0xad, 0xe8, 0x01, 0, 0, 0, 0}
 
-// Header is a view of a header's bytes. It copies nothing: strings and bytes that it gives
-// out share the bytes it was made of, which must not change.
+// Header is a view of a header's bytes. It copies nothing: what it gives out as bytes
+// shares the memory it was made of, which must not change. Looking values up allocates
+// nothing; only the accessors that return strings and slices of structs do.
 type Header struct {
-	raw   []byte // intro, index and store
-	index []byte
-	store []byte
+	raw    []byte // intro, index and store
+	index  []byte
+	store  []byte
+	sorted bool // tags rise: they can be searched
 }
 
 func bad(format string, args ...any) error {
@@ -36,8 +39,8 @@ func headerSize(intro []byte) (size int, err error) {
 	if len(intro) < introSize {
 		return 0, bad("cut in the intro")
 	}
-	if !bytes.Equal(intro[:4], magic[:4]) {
-		return 0, bad("wrong magic %x", intro[:4])
+	if !bytes.Equal(intro[:8], magic[:]) {
+		return 0, bad("wrong magic %x", intro[:8])
 	}
 	il, dl := binary.BigEndian.Uint32(intro[8:]), binary.BigEndian.Uint32(intro[12:])
 	if il == 0 || il > maxEntries {
@@ -50,7 +53,11 @@ func headerSize(intro []byte) (size int, err error) {
 }
 
 // ParseHeader checks the header at the start of b and returns a view of it and its size in
-// bytes. Every entry is checked: type, alignment, bounds, and for strings that they end.
+// bytes; what follows it in b is left alone. It checks what librpm checks before it trusts a
+// header: the intro, the region tag and its trailer, and of every entry type, alignment,
+// count and bounds; strings end in the store; values of entries don't overlap, which also
+// bounds the work to one pass over the bytes. Beyond librpm, no tag may come twice, so that
+// no two readers can disagree on its value. Errors have code rpm_header.
 func ParseHeader(b []byte) (Header, int, error) {
 	size, err := headerSize(b)
 	if err != nil {
@@ -60,13 +67,82 @@ func ParseHeader(b []byte) (Header, int, error) {
 		return Header{}, 0, bad("%d bytes announced, %d there", size, len(b))
 	}
 	il := int(binary.BigEndian.Uint32(b[8:]))
-	h := Header{raw: b[:size:size], index: b[introSize : introSize+il*entrySize], store: b[introSize+il*entrySize : size]}
-	for i := range il {
-		if err := h.check(i); err != nil {
+	h := Header{raw: b[:size:size], index: b[introSize : introSize+il*entrySize], store: b[introSize+il*entrySize : size : size], sorted: true}
+	first, limit := 0, len(h.store)
+	if t := h.entry(0).tag; t == SigRegion || t == RegionImmutable {
+		trailer, err := h.region(t)
+		if err != nil {
+			return Header{}, 0, err
+		}
+		first, limit = 1, trailer
+	}
+	var end int
+	var last Tag
+	for i := first; i < il; i++ {
+		e := h.entry(i)
+		if e.tag < I18NTable {
+			return Header{}, 0, bad("tag %d out of place", e.tag)
+		}
+		if int64(e.offset) < int64(end) || int64(e.offset) >= int64(limit) {
+			return Header{}, 0, bad("tag %d lies outside its part of the store", e.tag)
+		}
+		n, err := h.length(e, limit)
+		if err != nil {
+			return Header{}, 0, err
+		}
+		end = int(e.offset) + n
+		if e.tag <= last {
+			if e.tag == last {
+				return Header{}, 0, bad("tag %d comes twice", e.tag)
+			}
+			h.sorted = false
+		}
+		last = e.tag
+	}
+	if !h.sorted {
+		if err := h.unique(); err != nil {
 			return Header{}, 0, err
 		}
 	}
 	return h, size, nil
+}
+
+// unique finds repeated tags in an index that is not sorted.
+func (h Header) unique() error {
+	seen := make(map[Tag]struct{}, h.Len())
+	for i := range h.Len() {
+		t := h.entry(i).tag
+		if _, ok := seen[t]; ok {
+			return bad("tag %d comes twice", t)
+		}
+		seen[t] = struct{}{}
+	}
+	return nil
+}
+
+// region checks the first entry, a region tag, and returns where in the store its trailer
+// starts. The trailer must say that the region covers the whole index: what lies outside
+// it is covered by no signature and belongs in no package file.
+func (h Header) region(tag Tag) (trailer int, err error) {
+	e := h.entry(0)
+	if e.typ != TypeBin || e.count != entrySize || uint64(e.offset)+entrySize > uint64(len(h.store)) {
+		return 0, bad("the region tag is no region")
+	}
+	t := h.store[e.offset : e.offset+entrySize]
+	// rpm 4 wrote "61" (image) into the trailers of signature headers for a time.
+	if got := Tag(binary.BigEndian.Uint32(t)); got != tag && (tag != SigRegion || got != 61) {
+		return 0, bad("the region's trailer is of tag %d", got)
+	}
+	if binary.BigEndian.Uint32(t[4:]) != TypeBin || binary.BigEndian.Uint32(t[12:]) != entrySize {
+		return 0, bad("the region's trailer is none")
+	}
+	if covered := -int64(int32(binary.BigEndian.Uint32(t[8:]))); covered != int64(len(h.index)) {
+		return 0, bad("the region covers %d bytes of an index of %d", covered, len(h.index))
+	}
+	if int(e.offset)+entrySize != len(h.store) {
+		return 0, bad("%d bytes lie behind the region", len(h.store)-int(e.offset)-entrySize)
+	}
+	return int(e.offset), nil
 }
 
 // entry is one line of the index.
@@ -82,57 +158,51 @@ func (h Header) entry(i int) entry {
 	return entry{Tag(binary.BigEndian.Uint32(e)), binary.BigEndian.Uint32(e[4:]), binary.BigEndian.Uint32(e[8:]), binary.BigEndian.Uint32(e[12:])}
 }
 
-// width is the size of one value, 0 for strings.
+// widths is the size of one value by type, 0 for strings.
+var widths = [10]uint8{0, 1, 1, 2, 4, 8, 0, 1, 0, 0}
+
 func width(typ uint32) int {
-	switch typ {
-	case TypeChar, TypeInt8, TypeBin:
-		return 1
-	case TypeInt16:
-		return 2
-	case TypeInt32:
-		return 4
-	case TypeInt64:
-		return 8
+	if typ > TypeI18N {
+		return 0
 	}
-	return 0
+	return int(widths[typ])
 }
 
-func (h Header) check(i int) error {
-	e := h.entry(i)
-	if e.typ > TypeI18N {
-		return bad("tag %d has type %d", e.tag, e.typ)
+func isText(typ uint32) bool { return typ == TypeString || typ == TypeArray || typ == TypeI18N }
+
+// length is the number of bytes that the values of an entry take, which must lie before
+// limit.
+func (h Header) length(e entry, limit int) (int, error) {
+	if e.typ < TypeChar || e.typ > TypeI18N {
+		return 0, bad("tag %d has type %d", e.tag, e.typ)
 	}
-	if uint64(e.offset) > uint64(len(h.store)) || e.count > uint32(len(h.store)) && e.typ != TypeNull {
-		return bad("tag %d lies outside the store", e.tag)
+	if e.count == 0 || uint64(e.count) > uint64(limit) || e.count > maxArray && e.typ != TypeBin {
+		return 0, bad("tag %d has %d values", e.tag, e.count)
 	}
-	data := h.store[e.offset:]
-	switch e.typ {
-	case TypeNull:
-		return nil
-	case TypeString, TypeArray, TypeI18N:
-		if e.count == 0 || e.typ == TypeString && e.count != 1 {
-			return bad("tag %d has %d strings", e.tag, e.count)
+	if w := uint64(width(e.typ)); w > 0 {
+		if uint64(e.offset)+uint64(e.count)*w > uint64(limit) {
+			return 0, bad("tag %d has %d values, more than the store holds", e.tag, e.count)
 		}
-		for range e.count {
-			n := bytes.IndexByte(data, 0)
-			if n < 0 {
-				return bad("a string of tag %d does not end", e.tag)
-			}
-			data = data[n+1:]
+		if uint64(e.offset)%w != 0 {
+			return 0, bad("tag %d is not aligned", e.tag)
 		}
-		return nil
+		return int(uint64(e.count) * w), nil
 	}
-	w := width(e.typ)
-	if e.count == 0 || uint64(e.count)*uint64(w) > uint64(len(data)) {
-		return bad("tag %d has %d values, more than the store holds", e.tag, e.count)
+	if e.typ == TypeString && e.count != 1 {
+		return 0, bad("tag %d has %d strings", e.tag, e.count)
 	}
-	if e.offset%uint32(w) != 0 {
-		return bad("tag %d is not aligned", e.tag)
+	at := int(e.offset)
+	for range e.count {
+		n := bytes.IndexByte(h.store[at:limit], 0)
+		if n < 0 {
+			return 0, bad("a string of tag %d does not end", e.tag)
+		}
+		at += n + 1
 	}
-	return nil
+	return at - int(e.offset), nil
 }
 
-// Len is the number of entries.
+// Len is the number of entries, the region tag counted.
 func (h Header) Len() int { return len(h.index) / entrySize }
 
 // Raw is the whole header: intro, index and store. It is what header signatures and
@@ -148,44 +218,31 @@ func (h Header) Each(fn func(tag Tag, typ uint32, count int)) {
 }
 
 // find looks a tag up. Indexes are sorted by tag in every header that rpm wrote since
-// 1997, but nothing enforces it, so a miss of the search is followed by a walk.
+// 1997, but nothing enforces it.
 func (h Header) find(tag Tag) (entry, bool) {
-	lo, hi := 0, h.Len()
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		if Tag(binary.BigEndian.Uint32(h.index[mid*entrySize:])) < tag {
-			lo = mid + 1
-		} else {
-			hi = mid
+	if h.sorted {
+		lo, hi := 0, len(h.index)/entrySize
+		for lo < hi {
+			mid := int(uint(lo+hi) >> 1)
+			if Tag(binary.BigEndian.Uint32(h.index[mid*entrySize:])) < tag {
+				lo = mid + 1
+			} else {
+				hi = mid
+			}
 		}
-	}
-	if lo < h.Len() {
-		if e := h.entry(lo); e.tag == tag {
-			return e, true
+		if lo < h.Len() {
+			if e := h.entry(lo); e.tag == tag {
+				return e, true
+			}
 		}
-	}
-	if h.sorted() {
 		return entry{}, false
 	}
 	for i := range h.Len() {
-		if Tag(binary.BigEndian.Uint32(h.index[i*entrySize:])) == tag {
-			return h.entry(i), true
+		if e := h.entry(i); e.tag == tag {
+			return e, true
 		}
 	}
 	return entry{}, false
-}
-
-func (h Header) sorted() bool {
-	// The region tag comes first and has the lowest number; what follows is sorted.
-	last := uint32(0)
-	for o := 0; o < len(h.index); o += entrySize {
-		t := binary.BigEndian.Uint32(h.index[o:])
-		if t < last {
-			return false
-		}
-		last = t
-	}
-	return true
 }
 
 // Has tells whether the header has the tag.
@@ -203,32 +260,76 @@ func (h Header) Bytes(tag Tag) []byte {
 	return h.store[e.offset : e.offset+e.count : e.offset+e.count]
 }
 
-// Text is the first string of a tag, of whatever string type, as bytes of the header.
+// Text is the first string of a tag, of whatever string type, as bytes of the header; nil
+// when there is none. For a translated tag it is the C locale's.
 func (h Header) Text(tag Tag) []byte {
 	e, ok := h.find(tag)
-	if !ok || e.typ != TypeString && e.typ != TypeArray && e.typ != TypeI18N {
+	if !ok || !isText(e.typ) {
 		return nil
 	}
 	return cstring(h.store[e.offset:])
 }
 
-// String is the first string of a tag; for a translated tag that is the C locale's.
+// String is Text, copied.
 func (h Header) String(tag Tag) string { return string(h.Text(tag)) }
+
+// Localized is the string of a translated tag in the given locale ("de"), or in the C
+// locale where there is no such translation.
+func (h Header) Localized(tag Tag, locale string) string {
+	want := 0
+	for i, l := range h.Texts(I18NTable) {
+		if string(l) == locale {
+			want = i
+		}
+	}
+	out := h.String(tag)
+	for i, s := range h.Texts(tag) {
+		if i == want && len(s) > 0 {
+			out = string(s)
+		}
+	}
+	return out
+}
+
+// Walk goes over the strings of a tag without copying: Next, then Bytes.
+type Walk struct {
+	rest []byte
+	cur  []byte
+	left uint32
+}
+
+// Next goes to the next string, the first one at first, and tells whether there is one.
+func (w *Walk) Next() bool {
+	if w.left == 0 {
+		w.cur = nil
+		return false
+	}
+	w.left--
+	n := bytes.IndexByte(w.rest, 0)
+	w.cur, w.rest = w.rest[:n], w.rest[n+1:]
+	return true
+}
+
+// Bytes is the current string as bytes of the header.
+func (w *Walk) Bytes() []byte { return w.cur }
+
+// Walk starts a walk over the strings of a tag.
+func (h Header) Walk(tag Tag) Walk {
+	e, ok := h.find(tag)
+	if !ok || !isText(e.typ) {
+		return Walk{}
+	}
+	return Walk{rest: h.store[e.offset:], left: e.count}
+}
 
 // Texts gives the strings of a tag one by one as bytes of the header.
 func (h Header) Texts(tag Tag) iter.Seq2[int, []byte] {
 	return func(yield func(int, []byte) bool) {
-		e, ok := h.find(tag)
-		if !ok || e.typ != TypeString && e.typ != TypeArray && e.typ != TypeI18N {
-			return
-		}
-		data := h.store[e.offset:]
-		for i := range int(e.count) {
-			s := cstring(data)
-			if !yield(i, s) {
+		w := h.Walk(tag)
+		for i := 0; w.Next(); i++ {
+			if !yield(i, w.cur) {
 				return
 			}
-			data = data[len(s)+1:]
 		}
 	}
 }
@@ -239,15 +340,15 @@ func (h Header) Count(tag Tag) int {
 	return int(e.count)
 }
 
-// Strings is all strings of a tag.
+// Strings is all strings of a tag, copied.
 func (h Header) Strings(tag Tag) []string {
-	n := h.Count(tag)
-	if n == 0 {
+	w := h.Walk(tag)
+	if w.left == 0 {
 		return nil
 	}
-	out := make([]string, 0, min(n, 1<<16))
-	for _, s := range h.Texts(tag) {
-		out = append(out, string(s))
+	out := make([]string, 0, min(w.left, 1<<12))
+	for w.Next() {
+		out = append(out, string(w.cur))
 	}
 	return out
 }
@@ -283,7 +384,7 @@ func (n Ints) At(i int) uint64 {
 	return binary.BigEndian.Uint64(b)
 }
 
-// Ints is the numbers of a tag.
+// Ints is the numbers of a tag, of 8, 16, 32 or 64 bits; none when it holds no numbers.
 func (h Header) Ints(tag Tag) Ints {
 	e, ok := h.find(tag)
 	if !ok || e.typ == TypeBin {
@@ -300,179 +401,34 @@ func (h Header) Ints(tag Tag) Ints {
 func (h Header) Int(tag Tag) uint64 { return h.Ints(tag).At(0) }
 
 // NEVRA is the package's name, epoch, version, release and arch. A source package has the
-// arch "src" or "nosrc".
+// arch "src", as in repository metadata.
 func (h Header) NEVRA() NEVRA {
-	n := NEVRA{Name: h.String(Name), Epoch: uint32(h.Int(Epoch)), Version: h.String(Version), Release: h.String(Release), Arch: h.String(Arch)}
+	n := NEVRA{Name: h.String(Name), Epoch: uint32(h.Int(Epoch)), Version: h.String(Version), Release: h.String(Release)}
 	if h.IsSource() {
 		n.Arch = "src"
+	} else {
+		n.Arch = h.String(Arch)
 	}
 	return n
 }
 
-// IsSource tells whether the header is of a source package: it names no source RPM.
+// IsSource tells whether the header is of a source package: it says so, or names no source
+// RPM.
 func (h Header) IsSource() bool { return h.Has(SourcePkg) || !h.Has(SourceRPM) }
-
-// Dep is one dependency.
-type Dep struct {
-	Name  string
-	Flags uint32
-	EVR   string // "[epoch:]version[-release]", empty when any version does
-}
-
-// DepKind is one of the kinds of dependencies.
-type DepKind int
-
-// The kinds of dependencies.
-const (
-	Requires DepKind = iota
-	Provides
-	Conflicts
-	Obsoletes
-	Recommends
-	Suggests
-	Supplements
-	Enhances
-)
-
-func (k DepKind) tags() (name, flags, ver Tag) {
-	switch k {
-	case Provides:
-		return ProvideName, ProvideFlags, ProvideVer
-	case Conflicts:
-		return ConflName, ConflFlags, ConflVer
-	case Obsoletes:
-		return ObsName, ObsFlags, ObsVer
-	case Recommends:
-		return RecName, RecFlags, RecVer
-	case Suggests:
-		return SugName, SugFlags, SugVer
-	case Supplements:
-		return SupName, SupFlags, SupVer
-	case Enhances:
-		return EnhName, EnhFlags, EnhVer
-	}
-	return RequireName, RequireFlags, RequireVer
-}
-
-// String is the kind's name as in repository metadata.
-func (k DepKind) String() string {
-	return [...]string{"requires", "provides", "conflicts", "obsoletes", "recommends", "suggests", "supplements", "enhances"}[k]
-}
-
-// Deps gives the dependencies of one kind; name and version are bytes of the header.
-func (h Header) Deps(kind DepKind) iter.Seq2[[]byte, struct {
-	Flags uint32
-	EVR   []byte
-}] {
-	type rest = struct {
-		Flags uint32
-		EVR   []byte
-	}
-	return func(yield func([]byte, rest) bool) {
-		nt, ft, vt := kind.tags()
-		flags := h.Ints(ft)
-		next, stop := iter.Pull2(h.Texts(vt))
-		defer stop()
-		for i, name := range h.Texts(nt) {
-			_, ver, _ := next()
-			if !yield(name, rest{uint32(flags.At(i)), ver}) {
-				return
-			}
-		}
-	}
-}
-
-// DepList is all dependencies of one kind.
-func (h Header) DepList(kind DepKind) []Dep {
-	nt, ft, vt := kind.tags()
-	names, vers, flags := h.Strings(nt), h.Strings(vt), h.Ints(ft)
-	out := make([]Dep, len(names))
-	for i, n := range names {
-		out[i] = Dep{Name: n, Flags: uint32(flags.At(i))}
-		if i < len(vers) {
-			out[i].EVR = vers[i]
-		}
-	}
-	return out
-}
-
-// File is one file of a package.
-type File struct {
-	Path   string
-	Mode   uint16
-	Flags  uint32
-	Size   uint64
-	Mtime  uint32
-	Digest string // hex, empty for what is no regular file
-	Linkto string
-	User   string
-	Group  string
-	Inode  uint32
-	Rdev   uint16
-}
-
-// IsDir tells whether the file is a directory.
-func (f File) IsDir() bool { return f.Mode&0o170000 == 0o040000 }
-
-// Files is the files of a package in the header's order, or an error when the lists do not
-// fit each other.
-func (h Header) Files() ([]File, error) {
-	var paths []string
-	if h.Has(Basenames) {
-		bases, dirs, idx := h.Strings(Basenames), h.Strings(DirNames), h.Ints(DirIndexes)
-		if idx.Len() != len(bases) {
-			return nil, bad("%d file names with %d directories", len(bases), idx.Len())
-		}
-		paths = bases
-		total := 0
-		for i, b := range bases {
-			d := idx.At(i)
-			if d >= uint64(len(dirs)) {
-				return nil, bad("file %d lies in directory %d of %d", i, d, len(dirs))
-			}
-			// Names share bytes in the header; a long directory shared by many files must not grow past reason.
-			if total += len(dirs[d]) + len(b); total > 64<<20 && total > 64*len(h.raw) {
-				return nil, bad("file names of over %d bytes", total)
-			}
-			paths[i] = dirs[d] + b
-		}
-	} else {
-		paths = h.Strings(OldFilenames)
-	}
-	modes, flags, sizes, mtimes := h.Ints(FileModes), h.Ints(FileFlags), h.Ints(FileSizes), h.Ints(FileMtimes)
-	if h.Has(LongFileSize) {
-		sizes = h.Ints(LongFileSize)
-	}
-	digests, links, users, groups := h.Strings(FileDigests), h.Strings(FileLinktos), h.Strings(FileUser), h.Strings(FileGroup)
-	inodes, rdevs := h.Ints(FileInodes), h.Ints(FileRdevs)
-	at := func(s []string, i int) string {
-		if i < len(s) {
-			return s[i]
-		}
-		return ""
-	}
-	out := make([]File, len(paths))
-	for i, p := range paths {
-		out[i] = File{Path: p, Mode: uint16(modes.At(i)), Flags: uint32(flags.At(i)), Size: sizes.At(i), Mtime: uint32(mtimes.At(i)), Digest: at(digests, i),
-			Linkto: at(links, i), User: at(users, i), Group: at(groups, i), Inode: uint32(inodes.At(i)), Rdev: uint16(rdevs.At(i))}
-	}
-	return out, nil
-}
 
 // Change is one changelog entry.
 type Change struct {
-	Time   uint64
+	Time   uint64 // seconds since 1970
 	Author string
 	Text   string
 }
 
 // Changes is the changelog, newest first as packages have it.
 func (h Header) Changes() []Change {
-	times, names, texts := h.Ints(ChangeTime), h.Strings(ChangeName), h.Strings(ChangeText)
-	n := min(times.Len(), len(names), len(texts))
-	out := make([]Change, n)
-	for i := range n {
-		out[i] = Change{times.At(i), names[i], texts[i]}
+	var out []Change
+	times, names, texts := h.Ints(ChangeTime), h.Walk(ChangeName), h.Walk(ChangeText)
+	for i := 0; i < times.Len() && names.Next() && texts.Next(); i++ {
+		out = append(out, Change{times.At(i), string(names.cur), string(texts.cur)})
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package rpm
 
 import (
 	"cmp"
+	"math"
 	"strconv"
 	"strings"
 
@@ -84,17 +85,36 @@ func nevraRune(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.+~^", r)
 }
 
-// SplitEVR reads "[epoch:]version[-release]"; an epoch that is no number counts as 0, as
-// in rpm.
+// SplitEVR reads "[epoch:]version[-release]" as rpm does (rpmio/rpmver.c): only digits
+// before the colon are an epoch, none is 0, and the release follows the last dash. An epoch
+// beyond 32 bits counts as the highest.
 func SplitEVR(s string) (epoch uint32, version, release string) {
-	if e, rest, ok := strings.Cut(s, ":"); ok {
+	e, version, release := splitEVR(s)
+	if e != "" {
 		u, err := strconv.ParseUint(e, 10, 32)
-		if err == nil || e == "" {
-			epoch, s = uint32(u), rest
+		if err != nil {
+			u = math.MaxUint32
 		}
+		epoch = uint32(u)
 	}
-	version, release, _ = strings.Cut(s, "-")
 	return epoch, version, release
+}
+
+func splitEVR(s string) (epoch, version, release string) {
+	if d := len(run(s, isDigit)); d < len(s) && s[d] == ':' {
+		epoch, s = s[:d], s[d+1:]
+	}
+	if i := strings.LastIndexByte(s, '-'); i >= 0 {
+		return epoch, s[:i], s[i+1:]
+	}
+	return epoch, s, ""
+}
+
+// CompareEVR orders two texts "[epoch:]version[-release]": -1, 0 or 1.
+func CompareEVR(a, b string) int {
+	ae, av, ar := splitEVR(a)
+	be, bv, br := splitEVR(b)
+	return cmp.Or(compareEpochs(ae, be), CompareVersions(av, bv), CompareVersions(ar, br))
 }
 
 // Compare orders two packages of one name by epoch, version and release: -1, 0 or 1.
@@ -181,31 +201,4 @@ func run(s string, class func(byte) bool) string {
 		i++
 	}
 	return s[:i]
-}
-
-// Satisfies tells whether something provided as (flags, evr) meets a dependency on
-// (flags, evr) of the same name: whether the two ranges overlap (rpm's
-// lib/rpmds.c, rpmdsCompare).
-func Satisfies(provided, wanted Dep) bool {
-	const sense = SenseLess | SenseGreater | SenseEqual
-	pf, wf := provided.Flags&sense, wanted.Flags&sense
-	if provided.Name != wanted.Name {
-		return false
-	}
-	if pf == 0 || wf == 0 || provided.EVR == "" || wanted.EVR == "" {
-		return true
-	}
-	pe, pv, pr := SplitEVR(provided.EVR)
-	we, wv, wr := SplitEVR(wanted.EVR)
-	c := cmp.Or(cmp.Compare(pe, we), CompareVersions(pv, wv))
-	if c == 0 && pr != "" && wr != "" {
-		c = CompareVersions(pr, wr)
-	}
-	switch {
-	case c < 0:
-		return pf&SenseGreater != 0 || wf&SenseLess != 0
-	case c > 0:
-		return pf&SenseLess != 0 || wf&SenseGreater != 0
-	}
-	return pf&wf != 0
 }

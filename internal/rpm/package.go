@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha3"
 	"crypto/sha512"
-	"encoding/binary"
 	"encoding/hex"
 	"hash"
 	"io"
@@ -36,12 +35,29 @@ type Package struct {
 	Size                   int64 // of the file
 }
 
-// Read reads both headers of an RPM file of the given size. It never takes more memory
-// than the file has bytes.
+// newDigest is a digest by the number that rpm has for it, nil when it is not known or too
+// weak to protect content.
+func newDigest(algo uint64) hash.Hash {
+	switch algo {
+	case digestSHA256:
+		return sha256.New()
+	case digestSHA384:
+		return sha512.New384()
+	case digestSHA512:
+		return sha512.New()
+	case digestSHA3:
+		return sha3.New256()
+	}
+	return nil
+}
+
+// Read reads both headers of an RPM file of the given size, of format 4 or 6. It takes no
+// more memory than the headers have bytes, and those lie in the file. Errors that the bytes
+// are to blame for have code rpm_header.
 func Read(r io.ReaderAt, size int64) (*Package, error) {
 	p := &Package{Size: size}
 	at := func(off int64, n int) ([]byte, error) {
-		if n < 0 || off+int64(n) > size {
+		if n < 0 || off > size || off+int64(n) > size {
 			return nil, bad("cut at byte %d of %d", off, size)
 		}
 		b := make([]byte, n)
@@ -84,44 +100,18 @@ func Read(r io.ReaderAt, size int64) (*Package, error) {
 		return nil, err
 	}
 	p.HeaderEnd = p.HeaderStart + int64(n)
-	if err := p.Sig.region(SigRegion); err != nil {
-		return nil, err
+	// A signature header without a region is one of rpm 3; a main header without one can't be
+	// signed.
+	if t := p.Sig.entry(0).tag; t == RegionImmutable {
+		return nil, bad("a main header where the signatures should be")
 	}
-	if err := p.Header.region(RegionImmutable); err != nil {
-		return nil, err
+	if t := p.Header.entry(0).tag; t != RegionImmutable {
+		return nil, bad("it has no immutable region, as before rpm 4")
 	}
 	if p.Header.Text(Name) == nil || p.Header.Text(Version) == nil || p.Header.Text(Release) == nil {
 		return nil, bad("no name, version or release")
 	}
 	return p, nil
-}
-
-// region checks the region tag: when the first entry is one, its trailer must cover the
-// whole index. What lies outside the region is covered by no signature, so a main header
-// with such entries is refused.
-func (h Header) region(tag Tag) error {
-	e := h.entry(0)
-	if e.tag != tag {
-		if tag == RegionImmutable {
-			return bad("it has no immutable region, as before rpm 4")
-		}
-		return nil // rpm 3 wrote signature headers without one
-	}
-	if e.typ != TypeBin || e.count != entrySize {
-		return bad("the region tag is no region")
-	}
-	t := h.store[e.offset : e.offset+entrySize]
-	if got := Tag(binary.BigEndian.Uint32(t)); got != tag && (tag != SigRegion || got != RegionImmutable && got != 61) {
-		return bad("the region's trailer is of tag %d", got)
-	}
-	covered := -int64(int32(binary.BigEndian.Uint32(t[8:])))
-	if covered%entrySize != 0 || covered <= 0 || covered > int64(len(h.index)) {
-		return bad("the region covers %d bytes of an index of %d", covered, len(h.index))
-	}
-	if tag == RegionImmutable && covered != int64(len(h.index)) {
-		return bad("%d entries lie outside the signed region", (int64(len(h.index))-covered)/entrySize)
-	}
-	return nil
 }
 
 // NEVRA is the name of the package.
@@ -190,21 +180,21 @@ func (p *Package) VerifyDigests(r io.ReaderAt) error {
 	if m := p.Sig.Bytes(SigMD5); m != nil {
 		add(md5.New(), true, m, "md5 of header and payload") //nolint:gosec // as the format has it
 	}
-	if want := p.Header.Text(PayloadSHA); len(want) > 0 {
-		var h hash.Hash
-		switch p.Header.Int(PayloadAlgo) {
-		case 0, 8: // rpm 6 no longer writes the algorithm: the tag is sha256 by name
-			h = sha256.New()
-		case 9:
-			h = sha512.New384()
-		case 10:
-			h = sha512.New()
-		case 12:
-			h = sha3.New256()
+	for _, c := range []struct {
+		tag  Tag
+		algo uint64
+	}{{PayloadSHA, p.Header.Int(PayloadAlgo)}, {Payload512, digestSHA512}, {PayloadSHA3, digestSHA3}} {
+		want := p.Header.Text(c.tag)
+		if len(want) == 0 {
+			continue
 		}
+		if c.algo == 0 {
+			c.algo = digestSHA256 // rpm 6 no longer writes the algorithm: the tag is sha256 by name
+		}
+		h := newDigest(c.algo)
 		b, err := hex.DecodeString(string(want))
 		if err != nil || h == nil {
-			return bad("a payload digest of unknown algorithm %d", p.Header.Int(PayloadAlgo))
+			return bad("%s has a payload digest of unknown algorithm %d", p.NEVRA(), c.algo)
 		}
 		add(h, false, b, "digest of the payload")
 	}
