@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"hash"
 	"io"
-	"strings"
 
 	"drover/internal/fault"
 )
@@ -211,30 +210,6 @@ func (p *Package) VerifyDigests(r io.ReaderAt) error {
 	for _, c := range checks {
 		if err := c(); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// CheckPaths refuses a package whose file names leave the place where they belong: a binary
-// package has absolute clean paths, a source package plain names.
-func (p *Package) CheckPaths() error {
-	files, err := p.Header.Files()
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		ok := strings.HasPrefix(f.Path, "/") && !strings.Contains(f.Path, "//")
-		if p.Header.IsSource() {
-			ok = !strings.Contains(f.Path, "/") && f.Path != ""
-		}
-		for part := range strings.SplitSeq(strings.Trim(f.Path, "/"), "/") {
-			if part == ".." || part == "." {
-				ok = false
-			}
-		}
-		if !ok || strings.ContainsAny(f.Path, "\x00\n") {
-			return fault.Invalid("rpm_path", "%s holds a file named %.200q", p.NEVRA(), f.Path).Fix("a package must not name files outside its place")
 		}
 	}
 	return nil

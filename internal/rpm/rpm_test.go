@@ -56,31 +56,11 @@ func TestFixtures(t *testing.T) {
 			if !bytes.Equal(p.Head(), b[:p.HeaderStart]) {
 				t.Error("the head written back is not the head read")
 			}
-			files, err := p.Header.Files()
-			if err != nil {
-				t.Fatal(err)
-			}
-			sums, err := p.PayloadDigests(bytes.NewReader(b), 1<<30)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, f := range files {
-				got, ok := sums[trimSlash(f.Path)]
-				if len(f.Digest) == 64 && ok && f.Size > 0 && got != f.Digest && got != emptySHA256 {
-					t.Errorf("%s: payload %s, header %s", f.Path, got, f.Digest)
-				}
+			if err := p.VerifyPayload(bytes.NewReader(b), 1<<30); err != nil {
+				t.Error(err)
 			}
 		})
 	}
-}
-
-const emptySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-func trimSlash(s string) string {
-	if s != "" && s[0] == '/' {
-		return s[1:]
-	}
-	return s
 }
 
 func hexSum(b []byte) string {

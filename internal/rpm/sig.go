@@ -6,58 +6,124 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"encoding"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"io"
 	"slices"
+	"time"
 
 	"drover/internal/fault"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// Replace gives the package's head (lead and signature header) with another signature.
+// parseSig reads one OpenPGP signature packet (RFC 9580) and nothing after it.
+func parseSig(b []byte) (*packet.Signature, error) {
+	r := packet.NewReader(bytes.NewReader(b))
+	pk, err := r.Next()
+	if err != nil {
+		return nil, fault.Invalid("signature", "no OpenPGP packet that can be read").Wrap(err)
+	}
+	s, ok := pk.(*packet.Signature)
+	if !ok {
+		return nil, fault.Invalid("signature", "an OpenPGP packet that is no signature")
+	}
+	if _, err := r.Next(); !errors.Is(err, io.EOF) {
+		return nil, fault.Invalid("signature", "something follows the OpenPGP signature")
+	}
+	return s, nil
+}
+
+func isRSA(a packet.PublicKeyAlgorithm) bool {
+	return a == packet.PubKeyAlgoRSA || a == packet.PubKeyAlgoRSASignOnly
+}
+
+// Replace gives the package's head (lead and signature header) with another signature, an
+// OpenPGP packet over the bytes of Header.Raw.
 //
 // The signature goes where rpm 4 looks for it: an RSA one into tag 268, any other into 267.
 // The other of the two slots and the rpm 3 signatures over header and payload (1002, 1005)
 // are dropped: they are of an earlier key, and a reader that checks them would ask for it.
-// Everything else stays, byte for byte: digests, IMA and fsverity signatures (274 to 277),
-// the list of rpm 6 (278). Where rpmbuild left reserved space, the new head has the old
-// one's length, so that the file does.
+// A package with a list of rpm 6 (278) gets it there too, as rpm 6 looks at the list alone
+// where there is one. Everything else stays, byte for byte: digests, IMA and fsverity
+// signatures (274 to 277), the others of the list. Where rpmbuild left reserved space (1008,
+// 999 in format 6), the new head has the old one's length, so that the file does.
 func (p *Package) Replace(sig []byte) ([]byte, error) {
-	pk, err := packet.Read(bytes.NewReader(sig))
+	s, err := parseSig(sig)
 	if err != nil {
-		return nil, fault.Invalid("signature", "the signature for %s is no OpenPGP packet", p.NEVRA()).Wrap(err)
+		return nil, err
 	}
-	s, ok := pk.(*packet.Signature)
-	if !ok {
-		return nil, fault.Invalid("signature", "the OpenPGP packet for %s is no signature", p.NEVRA())
-	}
+	es := p.sigEntries(SigRSA, SigDSA, SigPGP, SigGPG)
 	tag := SigDSA
-	if s.PubKeyAlgo == packet.PubKeyAlgoRSA || s.PubKeyAlgo == packet.PubKeyAlgoRSASignOnly {
+	if isRSA(s.PubKeyAlgo) {
 		tag = SigRSA
 	}
-	drop := []Tag{SigRSA, SigDSA, SigPGP, SigGPG, SigReserve, SigRegion}
+	es = append(es, sigEntry{tag, TypeBin, uint32(len(sig)), sig})
+	if p.Sig.Has(SigOpenPGP) {
+		es = p.list(es, s, sig)
+	}
+	return p.newHead(es)
+}
+
+// Append gives the package's head with one more signature in the list of rpm 6 (tag 278),
+// in place of an earlier one by the same key. All other signatures stay. rpm 4 does not see
+// the list.
+func (p *Package) Append(sig []byte) ([]byte, error) {
+	s, err := parseSig(sig)
+	if err != nil {
+		return nil, err
+	}
+	return p.newHead(p.list(p.sigEntries(), s, sig))
+}
+
+// sigEntries is the entries of the signature header but for the reserve, the region and
+// those named.
+func (p *Package) sigEntries(drop ...Tag) []sigEntry {
+	drop = append(drop, SigReserve, SigReserve6, SigRegion)
 	var es []sigEntry
 	for i := range p.Sig.Len() {
-		e := p.Sig.entry(i)
-		if slices.Contains(drop, e.tag) {
+		if e := p.Sig.entry(i); !slices.Contains(drop, e.tag) {
+			es = append(es, sigEntry{e.tag, e.typ, e.count, p.Sig.data(e)})
+		}
+	}
+	return es
+}
+
+// list puts a signature into the list of rpm 6.
+func (p *Package) list(es []sigEntry, s *packet.Signature, sig []byte) []sigEntry {
+	n := sigEntry{tag: SigOpenPGP, typ: TypeArray}
+	for _, old := range p.Sig.Texts(SigOpenPGP) {
+		b, err := base64.StdEncoding.DecodeString(string(old))
+		if err == nil {
+			if o, err := parseSig(b); err == nil && o.IssuerKeyId != nil && s.IssuerKeyId != nil && *o.IssuerKeyId == *s.IssuerKeyId {
+				continue
+			}
+		}
+		n.data = append(append(n.data, old...), 0)
+		n.count++
+	}
+	n.data = append(base64.StdEncoding.AppendEncode(n.data, sig), 0)
+	n.count++
+	return append(slices.DeleteFunc(es, func(e sigEntry) bool { return e.tag == SigOpenPGP }), n)
+}
+
+// newHead lays the entries out, with as much reserve as keeps the head's length.
+func (p *Package) newHead(es []sigEntry) ([]byte, error) {
+	for _, tag := range []Tag{SigReserve6, SigReserve} {
+		if !p.Sig.Has(tag) {
 			continue
 		}
-		es = append(es, sigEntry{e.tag, e.typ, e.count, p.Sig.data(e)})
-	}
-	es = append(es, sigEntry{tag, TypeBin, uint32(len(sig)), sig})
-	if old, ok := p.Sig.find(SigReserve); ok && old.typ == TypeBin {
 		// The size without any reserve tells how much fits beside it.
-		room := len(p.Sig.raw) - len(writeHeader(SigRegion, es)) - entrySize
-		if room > 0 {
-			es = append(es, sigEntry{SigReserve, TypeBin, uint32(room), make([]byte, room)})
+		if room := len(p.Sig.raw) - len(writeHeader(SigRegion, es)) - entrySize; room > 0 {
+			es = append(es, sigEntry{tag, TypeBin, uint32(room), make([]byte, room)})
 		}
 	}
-	raw := writeHeader(SigRegion, es)
-	h, _, err := ParseHeader(raw)
+	h, _, err := ParseHeader(writeHeader(SigRegion, es))
 	if err != nil {
 		return nil, err
 	}
@@ -114,52 +180,77 @@ func writeHeader(region Tag, es []sigEntry) []byte {
 	return append(append(b, index...), store...)
 }
 
-// Signature is what a package's signature header says of one signature.
+// Signature is what a package says of one signature over its main header.
 type Signature struct {
-	Tag   Tag
-	KeyID uint64
-	Algo  packet.PublicKeyAlgorithm
-	Hash  crypto.Hash
-	raw   []byte
+	Tag     Tag // SigRSA, SigDSA or SigOpenPGP
+	KeyID   uint64
+	Algo    packet.PublicKeyAlgorithm
+	Hash    crypto.Hash
+	Created time.Time // as the signature claims
+	Packet  []byte    // the OpenPGP packet
 }
 
-// Signatures lists the signatures over the main header.
+// maxSignatures bounds how many signatures of a package are looked at.
+const maxSignatures = 64
+
+// Signatures lists the signatures over the main header: those in the slots of rpm 4 and in
+// the list of rpm 6. Those that cannot be read are left out.
 func (p *Package) Signatures() []Signature {
 	var out []Signature
-	for _, tag := range []Tag{SigRSA, SigDSA} {
-		b := p.Sig.Bytes(tag)
-		if b == nil {
-			continue
+	add := func(tag Tag, b []byte) {
+		s, err := parseSig(b)
+		if err != nil || len(out) == maxSignatures {
+			return
 		}
-		pk, err := packet.Read(bytes.NewReader(b))
-		s, ok := pk.(*packet.Signature)
-		if err != nil || !ok {
-			continue
-		}
-		sig := Signature{Tag: tag, Algo: s.PubKeyAlgo, Hash: s.Hash, raw: b}
+		sig := Signature{Tag: tag, Algo: s.PubKeyAlgo, Hash: s.Hash, Created: s.CreationTime, Packet: b}
 		if s.IssuerKeyId != nil {
 			sig.KeyID = *s.IssuerKeyId
 		}
 		out = append(out, sig)
 	}
+	for _, tag := range []Tag{SigRSA, SigDSA} {
+		if b := p.Sig.Bytes(tag); b != nil {
+			add(tag, b)
+		}
+	}
+	for i, s := range p.Sig.Texts(SigOpenPGP) {
+		if b, err := base64.StdEncoding.DecodeString(string(s)); err == nil && i < maxSignatures {
+			add(SigOpenPGP, b)
+		}
+	}
 	return out
 }
 
-// VerifySignature checks that the package's header is signed by one of the keys. A package
-// without a signature fails with rpm_unsigned, one by other keys or for other bytes with
-// rpm_signature.
-func (p *Package) VerifySignature(keys openpgp.EntityList) error {
+// VerifySignature checks that one of the keys signed the package's main header, and returns
+// the signature that is good. Signatures by other keys don't matter; one by a key of these
+// that does not fit the bytes fails. A key must have been valid when it signed, as rpm has
+// it. A package without a signature that can be read fails with rpm_unsigned, one by other
+// keys or for other bytes with rpm_signature. The header holds the payload's digest:
+// VerifyDigests completes the check.
+func (p *Package) VerifySignature(keys openpgp.EntityList) (Signature, error) {
 	sigs := p.Signatures()
 	if len(sigs) == 0 {
-		return fault.Invalid("rpm_unsigned", "%s carries no signature of its header", p.NEVRA())
+		return Signature{}, fault.Invalid("rpm_unsigned", "%s carries no signature of its header", p.NEVRA()).Fix("sign it, or take it from where it is signed")
 	}
-	var last error
-	for _, s := range sigs {
-		if _, last = openpgp.CheckDetachedSignature(keys, bytes.NewReader(p.Header.Raw()), bytes.NewReader(s.raw), nil); last == nil {
-			return nil
+	var good *Signature
+	var unknown error
+	for i, s := range sigs {
+		_, err := openpgp.CheckDetachedSignature(keys, bytes.NewReader(p.Header.Raw()), bytes.NewReader(s.Packet), &packet.Config{Time: func() time.Time { return s.Created }})
+		switch {
+		case err == nil:
+			if good == nil {
+				good = &sigs[i]
+			}
+		case errors.Is(err, pgperrors.ErrUnknownIssuer):
+			unknown = err
+		default:
+			return Signature{}, fault.Invalid("rpm_signature", "the signature of %s by key %016x is bad", p.NEVRA(), s.KeyID).Wrap(err).Fix("the file was changed or is signed badly; fetch it again")
 		}
 	}
-	return fault.Invalid("rpm_signature", "no signature of %s is good", p.NEVRA()).Wrap(last)
+	if good == nil {
+		return Signature{}, fault.Invalid("rpm_signature", "%s is signed by key %016x, which is none of the given ones", p.NEVRA(), sigs[0].KeyID).Wrap(unknown).Fix("add the key if you trust it")
+	}
+	return *good, nil
 }
 
 // Midstate is the state of a sha256 that has read b, as crypto/sha256 marshals it, and the
@@ -192,7 +283,13 @@ func Armor(sig []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Splice reads a package file as its head followed by its core.
+// Core is the part of the package file that no signature changes: main header and payload.
+// The head before it is Head.
+func (p *Package) Core(r io.ReaderAt) *io.SectionReader {
+	return io.NewSectionReader(r, p.HeaderStart, p.Size-p.HeaderStart)
+}
+
+// Splice reads a package file as its head followed by its core of the given size.
 func Splice(head []byte, core io.ReaderAt, size int64) io.ReaderAt {
 	return &splice{head, core, size}
 }
@@ -219,6 +316,13 @@ func (s *splice) ReadAt(p []byte, off int64) (n int, err error) {
 	if off >= s.size {
 		return n, io.EOF
 	}
-	m, err := s.core.ReadAt(p[n:], off)
+	want := p[n:]
+	if int64(len(want)) > s.size-off {
+		want = want[:s.size-off]
+	}
+	m, err := s.core.ReadAt(want, off)
+	if n+m < len(p) && err == nil {
+		err = io.EOF
+	}
 	return n + m, err
 }
