@@ -2,7 +2,6 @@ package rpm
 
 import (
 	"bytes"
-	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +31,7 @@ func Primary(b []byte, p *Package, at Place) []byte {
 	b = element(b, 1, "arch", []byte(n.Arch))
 	b = version(b, n)
 	b = append(b, `  <checksum type="sha256" pkgid="YES">`...)
-	b = append(b, at.PkgID...)
+	b = escape(b, []byte(at.PkgID), false)
 	b = append(b, "</checksum>\n"...)
 	b = element(b, 1, "summary", h.Text(Summary))
 	b = element(b, 1, "description", h.Text(Description))
@@ -62,23 +61,21 @@ func Primary(b []byte, p *Package, at Place) []byte {
 	b = number(b, "start", at.HeaderStart)
 	b = number(b, "end", at.HeaderEnd)
 	b = append(b, "/>\n"...)
-	files, _ := h.Files() // lists that do not fit were refused when the package came in
-	own := map[string]bool{}
-	for _, f := range files {
-		if primaryFile(f.Path) {
-			own[f.Path] = true
-		}
-	}
-	provided := map[Dep]bool{}
-	for _, d := range h.DepList(Provides) {
-		provided[senseOnly(d)] = true
-	}
-	for _, k := range []DepKind{Provides, Requires, Conflicts, Obsoletes, Suggests, Enhances, Recommends, Supplements} {
-		b = deps(b, k, h.DepList(k), own, provided)
-	}
-	for _, f := range files {
-		if primaryFile(f.Path) {
-			b = fileLine(b, "    ", f)
+	b = deps(b, Provides, provides(h))
+	requires, recommends := requires(h)
+	b = deps(b, Requires, requires)
+	b = deps(b, Conflicts, plain(h, Conflicts, nil))
+	b = deps(b, Obsoletes, plain(h, Obsoletes, nil))
+	oldSug, strongSug := legacy(h, oldSuggests)
+	oldEnh, strongEnh := legacy(h, oldEnhances)
+	b = deps(b, Suggests, append(plain(h, Suggests, nil), oldSug...))
+	b = deps(b, Enhances, append(plain(h, Enhances, nil), oldEnh...))
+	b = deps(b, Recommends, append(plain(h, Recommends, recommends), strongSug...))
+	b = deps(b, Supplements, append(plain(h, Supplements, nil), strongEnh...))
+	// Lists that do not fit each other are refused when a package comes in (CheckPaths).
+	for w, err := h.FileWalk(); err == nil && w.Next(); {
+		if primaryFile(w.Dir(), w.Base()) {
+			b = fileLine(b, "    ", &w)
 		}
 	}
 	return append(b, "  </format>\n</package>\n"...)
@@ -87,9 +84,8 @@ func Primary(b []byte, p *Package, at Place) []byte {
 // Filelists appends the package's entry of filelists.xml.
 func Filelists(b []byte, h Header, pkgid string) []byte {
 	b = opening(b, h, pkgid)
-	files, _ := h.Files() // as in Primary
-	for _, f := range files {
-		b = fileLine(b, "  ", f)
+	for w, err := h.FileWalk(); err == nil && w.Next(); { // as in Primary
+		b = fileLine(b, "  ", &w)
 	}
 	return append(b, "</package>\n"...)
 }
@@ -98,26 +94,44 @@ func Filelists(b []byte, h Header, pkgid string) []byte {
 // first.
 func Other(b []byte, h Header, pkgid string) []byte {
 	b = opening(b, h, pkgid)
-	cs := h.Changes()
-	cs = cs[:min(len(cs), changelogLimit)]
-	slices.Reverse(cs)
-	// Entries of one day carry the same time; createrepo_c tells them apart by seconds so
-	// that readers keep their order.
+	cs := changes(h, changelogLimit)
+	// Readers sort by time: entries of one time are told apart by a second each, the newer
+	// ones later.
+	var last uint64
 	for i := range cs {
-		if i > 0 && cs[i].Time <= cs[i-1].Time && day(cs[i]) == day(cs[i-1]) {
-			cs[i].Time = cs[i-1].Time + 1
+		t := cs[i].Time
+		if i > 0 && t == last {
+			for j := i - 1; j >= 0 && cs[j].Time == t; j-- {
+				cs[j].Time++
+				t++
+			}
 		}
+		last = cs[i].Time
+	}
+	for _, c := range slices.Backward(cs) {
 		b = append(b, "  <changelog"...)
-		b = attr(b, "author", []byte(cs[i].Author))
-		b = number(b, "date", int64(cs[i].Time))
+		b = attr(b, "author", []byte(c.Author))
+		b = number(b, "date", int64(c.Time))
 		b = append(b, '>')
-		b = escape(b, []byte(cs[i].Text), false)
+		b = escape(b, []byte(c.Text), false)
 		b = append(b, "</changelog>\n"...)
 	}
 	return append(b, "</package>\n"...)
 }
 
-func day(c Change) uint64 { return c.Time / 86400 }
+// changes is the first n entries of the changelog, authors without spaces at their end.
+func changes(h Header, n int) []Change {
+	var out []Change
+	times, names, texts := h.Ints(ChangeTime), h.Walk(ChangeName), h.Walk(ChangeText)
+	for i := 0; i < min(n, times.Len()) && names.Next() && texts.Next(); i++ {
+		who := names.cur
+		for len(who) > 1 && who[len(who)-1] == ' ' {
+			who = who[:len(who)-1]
+		}
+		out = append(out, Change{times.At(i), string(who), string(texts.cur)})
+	}
+	return out
+}
 
 // archiveSize is the size of the payload, not compressed. It moved between the headers.
 func archiveSize(p *Package) uint64 {
@@ -148,78 +162,195 @@ func version(b []byte, n NEVRA) []byte {
 	return append(b, "/>\n"...)
 }
 
-// primaryFile tells whether primary.xml names a file too (createrepo_c's
-// cr_is_primary).
-func primaryFile(path string) bool {
-	return strings.HasPrefix(path, "/etc/") || strings.Contains(path, "bin/") || path == "/usr/lib/sendmail"
+// primaryFile tells whether primary.xml names a file too (createrepo_c's cr_is_primary).
+func primaryFile(dir, base []byte) bool {
+	const etc, bin, sendmail = "/etc/", "bin/", "/usr/lib/sendmail"
+	if len(dir) == 0 { // the whole path is in base
+		return bytes.HasPrefix(base, []byte(etc)) || bytes.Contains(base, []byte(bin)) || string(base) == sendmail
+	}
+	return bytes.HasPrefix(dir, []byte(etc)) || bytes.Contains(dir, []byte(bin)) || string(dir) == "/usr/lib/" && string(base) == "sendmail" || bytes.Contains(base, []byte(bin))
 }
 
-func fileLine(b []byte, indent string, f File) []byte {
+func fileLine(b []byte, indent string, w *FileWalk) []byte {
 	b = append(append(b, indent...), "<file"...)
 	switch {
-	case f.IsDir():
+	case w.Mode()&modeType == modeDir:
 		b = append(b, ` type="dir"`...)
-	case f.Flags&FileGhost != 0:
+	case w.Flags()&FileGhost != 0:
 		b = append(b, ` type="ghost"`...)
 	}
 	b = append(b, '>')
-	b = escape(b, []byte(f.Path), false)
+	if dir, base := w.Dir(), w.Base(); utf8.Valid(dir) && utf8.Valid(base) {
+		b = escape(escape(b, dir, false), base, false)
+	} else {
+		b = escape(b, append(bytes.Clone(dir), base...), false)
+	}
 	return append(b, "</file>\n"...)
 }
 
-func senseOnly(d Dep) Dep {
-	d.Flags &= SenseLess | SenseGreater | SenseEqual
-	return d
+// depLine is one dependency as repository metadata has it.
+type depLine struct {
+	name            []byte
+	flag            string // "EQ", "LT" …; "" when any version does
+	epoch, ver, rel []byte
+	pre             bool
 }
 
-// deps appends one list of dependencies by createrepo_c's rules (parsehdr.c): requirements
-// on rpm's own features, on files in the package and on what the package provides itself are
-// left out, repeated ones are folded, and of those on libc.so.6 the highest stays.
-func deps(b []byte, kind DepKind, list []Dep, own map[string]bool, provided map[Dep]bool) []byte {
-	type line struct {
-		Dep
-		pre bool
+// newLine reads a dependency (createrepo_c's cr_str_to_evr). It differs from rpm's reading:
+// the release follows the first dash, and a dependency whose epoch is no number is left out.
+func newLine(w *DepWalk) (l depLine, ok bool) {
+	l = depLine{name: w.Name(), flag: flagName(w.Flags())}
+	evr := w.EVR()
+	if len(evr) == 0 {
+		return l, true
 	}
-	var out []line
-	var libc *line
-	seen := map[string]line{} // the last line of each name: createrepo_c folds against that one only
-	for _, d := range list {
-		l := line{Dep: senseOnly(d)}
-		if kind == Requires {
-			if strings.HasPrefix(d.Name, "rpmlib(") || strings.HasPrefix(d.Name, "/") && own[d.Name] || provided[l.Dep] {
-				continue
+	l.epoch, l.ver = []byte("0"), evr
+	if e, rest, found := bytes.Cut(evr, []byte(":")); found {
+		if len(e) > 0 {
+			if len(run(string(e), isDigit)) != len(e) {
+				return l, false
 			}
-			l.pre = d.Flags&(SensePreReq|SensePre|SensePost) != 0
-			if last, ok := seen[d.Name]; ok && last == l {
-				continue
+			l.epoch = e
+		}
+		l.ver = rest
+	}
+	if v, r, found := bytes.Cut(l.ver, []byte("-")); found {
+		l.ver, l.rel = v, r
+	}
+	return l, true
+}
+
+// plain appends the dependencies of one kind as they are.
+func plain(h Header, kind DepKind, out []depLine) []depLine {
+	for w := h.Deps(kind); w.Next(); {
+		if l, ok := newLine(&w); ok {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+func provides(h Header) []depLine { return plain(h, Provides, nil) }
+
+// legacy is weak dependencies of SUSE and Mandriva before rpm 4.12: the strong ones count as
+// recommendations.
+func legacy(h Header, kind DepKind) (weak, strong []depLine) {
+	for w := h.Deps(kind); w.Next(); {
+		if l, ok := newLine(&w); !ok {
+			continue
+		} else if w.Flags()&SenseStrong != 0 {
+			strong = append(strong, l)
+		} else {
+			weak = append(weak, l)
+		}
+	}
+	return weak, strong
+}
+
+// requires is the requirements by createrepo_c's rules (parsehdr.c): those on rpm's own
+// features, on files in the package that primary.xml names, and on what the package provides
+// in the same words are left out; repeated ones are folded; of those on libc.so.6 the highest
+// stays, at the end. Those that may be missing are recommendations.
+func requires(h Header) (out, recommends []depLine) {
+	const scripts = SensePreReq | SensePre | SensePost | SensePreTrans | SensePostTrans
+	var provided, own map[string]struct{}
+	var key []byte
+	words := func(w *DepWalk) []byte {
+		key = append(append(append(key[:0], w.Name()...), flagName(w.Flags())...), w.EVR()...)
+		return key
+	}
+	provided = map[string]struct{}{}
+	for w := h.Deps(Provides); w.Next(); {
+		if _, ok := newLine(&w); ok {
+			provided[string(words(&w))] = struct{}{}
+		}
+	}
+	type seenAs struct {
+		flag, evr string
+		pre       bool
+	}
+	seen := map[string]seenAs{} // the last line of each name: it alone is compared with
+	var libc *depLine
+	for w := h.Deps(Requires); w.Next(); {
+		name := w.Name()
+		if bytes.HasPrefix(name, []byte("rpmlib(")) {
+			continue
+		}
+		if len(name) > 0 && name[0] == '/' && primaryFile(nil, name) {
+			if own == nil {
+				own = primaryFiles(h)
 			}
-			seen[d.Name] = l
-			if strings.HasPrefix(d.Name, "libc.so.6") {
-				if libc == nil || libcOrder(libc.Name, d.Name) < 0 {
-					libc = &l
-				}
+			if _, ok := own[string(name)]; ok {
 				continue
 			}
 		}
+		if _, ok := provided[string(words(&w))]; ok {
+			continue
+		}
+		as := seenAs{flagName(w.Flags()), string(w.EVR()), w.Flags()&scripts != 0}
+		if last, ok := seen[string(name)]; ok && last == as {
+			continue
+		}
+		l, ok := newLine(&w)
+		switch {
+		case !ok:
+			continue
+		case w.Flags()&SenseMissingOK != 0:
+			recommends = append(recommends, l)
+			continue
+		}
+		l.pre = as.pre
+		if bytes.HasPrefix(name, []byte("libc.so.6")) {
+			if libc == nil || libcHigher(string(libc.name), string(name)) {
+				libc = &l
+			}
+			continue
+		}
+		seen[string(name)] = as
 		out = append(out, l)
 	}
 	if libc != nil {
 		out = append(out, *libc)
 	}
-	if len(out) == 0 {
+	return out, recommends
+}
+
+// primaryFiles is the paths that primary.xml names.
+func primaryFiles(h Header) map[string]struct{} {
+	out := map[string]struct{}{}
+	total := 0
+	for w, err := h.FileWalk(); err == nil && w.Next() && total <= maxPaths*len(h.raw); {
+		if primaryFile(w.Dir(), w.Base()) {
+			total += len(w.Dir()) + len(w.Base())
+			out[string(w.Dir())+string(w.Base())] = struct{}{}
+		}
+	}
+	return out
+}
+
+// deps appends one list of dependencies.
+func deps(b []byte, kind DepKind, list []depLine) []byte {
+	if len(list) == 0 {
 		return b
 	}
 	b = append(append(append(b, "    <rpm:"...), kind.String()...), ">\n"...)
-	for _, l := range out {
+	open := len(b)
+	for _, l := range list {
+		if len(l.name) == 0 {
+			continue
+		}
 		b = append(b, "      <rpm:entry"...)
-		b = attr(b, "name", []byte(l.Name))
-		if flag := flagName(l.Flags); flag != "" && l.EVR != "" {
-			b = attr(b, "flags", []byte(flag))
-			e, v, r := SplitEVR(l.EVR)
-			b = number(b, "epoch", int64(e))
-			b = attr(b, "ver", []byte(v))
-			if r != "" {
-				b = attr(b, "rel", []byte(r))
+		b = attr(b, "name", l.name)
+		if l.flag != "" {
+			b = attr(b, "flags", []byte(l.flag))
+			if len(l.epoch) > 0 {
+				b = attr(b, "epoch", l.epoch)
+			}
+			if len(l.ver) > 0 {
+				b = attr(b, "ver", l.ver)
+			}
+			if len(l.rel) > 0 {
+				b = attr(b, "rel", l.rel)
 			}
 		}
 		if l.pre {
@@ -227,21 +358,46 @@ func deps(b []byte, kind DepKind, list []Dep, own map[string]bool, provided map[
 		}
 		b = append(b, "/>\n"...)
 	}
+	if len(b) == open {
+		return append(b[:open-2], "/>\n"...)
+	}
 	return append(append(append(b, "    </rpm:"...), kind.String()...), ">\n"...)
 }
 
-// libcOrder orders "libc.so.6(GLIBC_2.4)(64bit)" by the version in it.
-func libcOrder(a, b string) int {
-	ver := func(s string) string {
-		_, s, _ = strings.Cut(s, "(")
-		s, _, _ = strings.Cut(s, ")")
-		return s
+// libcHigher tells whether b stands for a higher version of libc than a: libc.so.6 is below
+// libc.so.6()(64bit), below libc.so.6(GLIBC_2.3.4)(64bit), below libc.so.6(GLIBC_2.4).
+func libcHigher(a, b string) bool {
+	ar, av := libcVersion(a)
+	br, bv := libcVersion(b)
+	if ar != br {
+		return ar < br
 	}
-	return cmp.Or(CompareVersions(ver(a), ver(b)), strings.Compare(a, b))
+	return CompareVersions(av, bv) < 0
+}
+
+// libcVersion is the version in the first parentheses of a dependency on libc, and how far
+// there is one.
+func libcVersion(s string) (rank int, ver string) {
+	_, s, ok := strings.Cut(s, "(")
+	if !ok {
+		return 0, ""
+	}
+	in, _, ok := strings.Cut(s, ")")
+	if !ok {
+		return 1, ""
+	}
+	if in == "" {
+		return 2, ""
+	}
+	i := strings.IndexAny(in, "0123456789")
+	if i < 0 {
+		return 3, ""
+	}
+	return 4, in[i:]
 }
 
 func flagName(f uint32) string {
-	switch f & (SenseLess | SenseGreater | SenseEqual) {
+	switch f & 0xf {
 	case SenseLess:
 		return "LT"
 	case SenseGreater:
@@ -275,34 +431,48 @@ func number(b []byte, name string, v int64) []byte {
 	return append(strconv.AppendInt(b, v, 10), '"')
 }
 
-// escape appends s as XML text. What is no UTF-8 is taken for Latin-1, as createrepo_c
-// does; control characters that XML cannot hold are left out.
+// escape appends s as XML text, as libxml2 writes it. What is no UTF-8 is taken for
+// Latin-1 without its upper control characters, as createrepo_c does. Characters that XML
+// cannot hold are left out; createrepo_c leaves the package out then.
 func escape(b, s []byte, inAttr bool) []byte {
 	if !utf8.Valid(s) {
-		var l bytes.Buffer
+		l := make([]byte, 0, 2*len(s))
 		for _, c := range s {
-			l.WriteRune(rune(c))
+			if c < 0x80 || c >= 0xc0 {
+				l = utf8.AppendRune(l, rune(c))
+			}
 		}
-		s = l.Bytes()
+		s = l
 	}
-	for _, c := range s {
-		switch {
+	from := 0
+	for i := 0; i < len(s); i++ {
+		var with string
+		switch c := s[i]; {
 		case c == '&':
-			b = append(b, "&amp;"...)
+			with = "&amp;"
 		case c == '<':
-			b = append(b, "&lt;"...)
+			with = "&lt;"
 		case c == '>':
-			b = append(b, "&gt;"...)
+			with = "&gt;"
 		case c == '"' && inAttr:
-			b = append(b, "&quot;"...)
+			with = "&quot;"
 		case c == '\r':
-			b = append(b, "&#13;"...)
-		case inAttr && (c == '\n' || c == '\t'):
-			b = append(strconv.AppendInt(append(b, "&#"...), int64(c), 10), ';')
+			with = "&#13;"
+		case c == '\n' && inAttr:
+			with = "&#10;"
+		case c == '\t' && inAttr:
+			with = "&#9;"
 		case c < ' ' && c != '\n' && c != '\t':
+		case c == 0xef && s[i+1] == 0xbf && s[i+2] >= 0xbe: // U+FFFE and U+FFFF
+			b = append(b, s[from:i]...)
+			i += 2
+			from = i + 1
+			continue
 		default:
-			b = append(b, c)
+			continue
 		}
+		b = append(append(b, s[from:i]...), with...)
+		from = i + 1
 	}
-	return b
+	return append(b, s[from:]...)
 }

@@ -1,0 +1,364 @@
+package rpm
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/xml"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+
+	"drover/internal/fault"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/xi2/xz"
+)
+
+// Data is a metadata file as repomd.xml names it.
+type Data struct {
+	Type string // "primary", "filelists", "group" …
+	Href string // below the repository's root
+	Sum  string // hex, of the file as it is served
+	Algo string // "sha256", "sha512", "sha1" …
+	Size int64  // bytes, 0 when not told
+	// What is in the file once unpacked; empty and 0 when not told.
+	OpenSum  string
+	OpenAlgo string
+	OpenSize int64
+	Time     int64 // seconds since 1970
+}
+
+// Bounds of what a repository may claim.
+const (
+	maxRepomd  = 1 << 20
+	maxData    = 100
+	maxOpen    = 4 << 30
+	maxPackage = 2_000_000
+	maxEntry   = 64 << 20 // the text of one package; the largest seen has 5 MiB
+)
+
+func badMeta(format string, args ...any) *fault.Error {
+	return fault.Invalid("repodata", "bad repository metadata: "+format, args...).Fix("the repository is broken or hostile; try it again later or another mirror of it")
+}
+
+// sumSizes is the length of a hex digest by the names that repositories use.
+var sumSizes = map[string]int{"sha": 40, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}
+
+// checkSum tells whether sum is a digest of the algorithm. md5 is none any more.
+func checkSum(algo, sum string) bool {
+	_, err := hex.DecodeString(sum)
+	return err == nil && len(sum) == sumSizes[algo]
+}
+
+type repomdSum struct {
+	Type string `xml:"type,attr"`
+	Sum  string `xml:",chardata"`
+}
+
+type repomdDoc struct {
+	XMLName  xml.Name `xml:"repomd"`
+	Revision string   `xml:"revision"`
+	Data     []struct {
+		Type     string    `xml:"type,attr"`
+		Checksum repomdSum `xml:"checksum"`
+		Open     repomdSum `xml:"open-checksum"`
+		Location struct {
+			Href string `xml:"href,attr"`
+		} `xml:"location"`
+		Size     int64   `xml:"size"`
+		OpenSize int64   `xml:"open-size"`
+		Time     float64 `xml:"timestamp"` // yum's createrepo wrote fractions
+	} `xml:"data"`
+}
+
+func readRepomd(b []byte) (repomdDoc, error) {
+	var doc repomdDoc
+	if len(b) > maxRepomd {
+		return doc, badMeta("a repomd.xml of %d bytes", len(b))
+	}
+	if err := xml.Unmarshal(b, &doc); err != nil {
+		return doc, badMeta("repomd.xml is no XML of its kind").Wrap(err)
+	}
+	return doc, nil
+}
+
+// ReadRevision is the revision of a repomd.xml: a number that rises, as a rule the time of
+// its making in seconds, or any text.
+func ReadRevision(b []byte) (string, error) {
+	doc, err := readRepomd(b)
+	return strings.TrimSpace(doc.Revision), err
+}
+
+// ReadRepomd reads a repomd.xml of at most 1 MiB. Every file has a location below the
+// root and a digest of a known algorithm, no type comes twice, and a primary file is there.
+// Errors have code repodata or repodata_location.
+func ReadRepomd(b []byte) ([]Data, error) {
+	doc, err := readRepomd(b)
+	if err != nil {
+		return nil, err
+	}
+	if len(doc.Data) == 0 || len(doc.Data) > maxData {
+		return nil, badMeta("repomd.xml names %d files", len(doc.Data))
+	}
+	var out []Data
+	seen := map[string]bool{}
+	for _, d := range doc.Data {
+		x := Data{Type: d.Type, Href: d.Location.Href, Sum: strings.TrimSpace(d.Checksum.Sum), Algo: d.Checksum.Type, Size: d.Size,
+			OpenSum: strings.TrimSpace(d.Open.Sum), OpenAlgo: d.Open.Type, OpenSize: d.OpenSize, Time: int64(d.Time)}
+		if err := CheckHref(x.Href); err != nil {
+			return nil, err
+		}
+		if !checkSum(x.Algo, x.Sum) || x.OpenSum != "" && !checkSum(x.OpenAlgo, x.OpenSum) || x.Size < 0 || x.OpenSize < 0 {
+			return nil, badMeta("the %.40q file of repomd.xml has no usable checksum or size", x.Type)
+		}
+		if seen[x.Type] {
+			return nil, badMeta("repomd.xml names two %.40q files", x.Type)
+		}
+		seen[x.Type] = true
+		out = append(out, x)
+	}
+	if !seen["primary"] {
+		return nil, badMeta("repomd.xml names no primary file")
+	}
+	return out, nil
+}
+
+// CheckHref refuses a location that is not below the repository's root.
+func CheckHref(href string) error {
+	if href == "" || len(href) > 1024 || strings.HasPrefix(href, "/") || strings.Contains(href, "://") || strings.ContainsAny(href, "\x00\n\r\\") || path.Clean(href) != href ||
+		href == "." || href == ".." || strings.HasPrefix(href, "../") {
+		return fault.Invalid("repodata_location", "the location %.200q does not lie in the repository", href).Fix("the repository is broken or hostile")
+	}
+	return nil
+}
+
+// PrimaryPackage is a package as primary.xml names it.
+type PrimaryPackage struct {
+	NEVRA
+	Sum    string // hex
+	Algo   string // "sha256"
+	Href   string // below the repository's root
+	Size   int64  // of the file
+	Source string // file name of the source RPM, empty for source packages
+	// Provides and Requires are filled by ReadPrimaryDeps only. The flag of a requirement
+	// that scripts need is SensePreReq.
+	Provides, Requires []Dep
+}
+
+// ReadPrimary reads a primary.xml, compressed or not, package by package. It takes what is
+// needed to fetch the packages and checks that the locations stay in the repository. It holds
+// one package at a time; an error of fn ends it. Document types and entities other than XML's
+// own are refused. Errors have code repodata or repodata_location.
+func ReadPrimary(r io.Reader, fn func(PrimaryPackage) error) error { return readPrimary(r, false, fn) }
+
+// ReadPrimaryDeps is ReadPrimary with what each package provides and requires.
+func ReadPrimaryDeps(r io.Reader, fn func(PrimaryPackage) error) error {
+	return readPrimary(r, true, fn)
+}
+
+func readPrimary(r io.Reader, withDeps bool, fn func(PrimaryPackage) error) error {
+	in, done, err := Open(r)
+	if err != nil {
+		return err
+	}
+	defer done()
+	x := newScanner(&bounded{r: in, left: maxOpen})
+	t, err := x.element()
+	if err != nil {
+		return err
+	}
+	if string(t.name) != "metadata" || t.end {
+		return badMeta("primary.xml starts with %.40q", t.name)
+	}
+	if t.empty {
+		return x.tail()
+	}
+	for n := 0; ; n++ {
+		t, err := x.element()
+		if err != nil {
+			return err
+		}
+		if t.end {
+			break
+		}
+		if n == maxPackage {
+			return badMeta("primary.xml names over %d packages", maxPackage)
+		}
+		if string(t.name) != "package" || t.empty {
+			return badMeta("primary.xml holds a %.40q where packages are", t.name)
+		}
+		p, err := primaryPackage(x, withDeps)
+		if err != nil {
+			return err
+		}
+		if err := fn(p); err != nil {
+			return err
+		}
+	}
+	return x.tail()
+}
+
+// Depths of elements in primary.xml.
+const (
+	inPackage = 3
+	inFormat  = 4
+	inDeps    = 5
+)
+
+func primaryPackage(x *scanner, withDeps bool) (p PrimaryPackage, err error) {
+	limit := x.read + maxEntry
+	var list *[]Dep
+	for x.depth() >= inPackage-1 {
+		if x.read > limit {
+			return p, badMeta("a package with over %d bytes of metadata", maxEntry)
+		}
+		t, err := x.element()
+		if err != nil {
+			return p, err
+		}
+		if t.end {
+			if t.depth == inFormat {
+				list = nil
+			}
+			continue
+		}
+		switch {
+		case t.depth == inPackage:
+			err = p.field(x, t)
+		case t.depth == inFormat && string(t.name) == "rpm:sourcerpm":
+			p.Source, err = x.text(t)
+		case !withDeps:
+		case t.depth == inFormat && !t.empty && string(t.name) == "rpm:provides":
+			list = &p.Provides
+		case t.depth == inFormat && !t.empty && string(t.name) == "rpm:requires":
+			list = &p.Requires
+		case t.depth == inDeps && list != nil && string(t.name) == "rpm:entry":
+			var d Dep
+			if d, err = primaryDep(t); err == nil {
+				*list = append(*list, d)
+			}
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+	if err := CheckHref(p.Href); err != nil {
+		return p, err
+	}
+	if !checkSum(p.Algo, p.Sum) || p.Name == "" || p.Arch == "" || p.Version == "" || p.Release == "" {
+		return p, badMeta("the package at %.200q has no name, version or checksum", p.Href)
+	}
+	return p, nil
+}
+
+// field takes one of a package's own elements.
+func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
+	number := func(s string, bits int) uint64 {
+		n, e := strconv.ParseUint(s, 10, bits)
+		if e != nil && err == nil {
+			err = badMeta("a package with %.40q for a number", s)
+		}
+		return n
+	}
+	switch string(t.name) {
+	case "name":
+		p.Name, err = x.text(t)
+	case "arch":
+		p.Arch, err = x.text(t)
+	case "checksum":
+		if p.Algo, err = t.attr("type"); err == nil {
+			p.Sum, err = x.text(t)
+		}
+	case "version":
+		var e string
+		if e, err = t.attr("epoch"); err == nil && e != "" {
+			p.Epoch = uint32(number(e, 32))
+		}
+		if err == nil {
+			p.Version, err = t.attr("ver")
+		}
+		if err == nil {
+			p.Release, err = t.attr("rel")
+		}
+	case "size":
+		var s string
+		if s, err = t.attr("package"); err == nil {
+			p.Size = int64(number(s, 63))
+		}
+	case "location":
+		p.Href, err = t.attr("href")
+	}
+	return err
+}
+
+func primaryDep(t tag) (d Dep, err error) {
+	get := func(name string) (v string) {
+		if err == nil {
+			v, err = t.attr(name)
+		}
+		return v
+	}
+	d.Name = get("name")
+	switch get("flags") {
+	case "LT":
+		d.Flags = SenseLess
+	case "GT":
+		d.Flags = SenseGreater
+	case "EQ":
+		d.Flags = SenseEqual
+	case "LE":
+		d.Flags = SenseLess | SenseEqual
+	case "GE":
+		d.Flags = SenseGreater | SenseEqual
+	}
+	if d.Flags != 0 {
+		if e := get("epoch"); e != "" && e != "0" {
+			d.EVR = e + ":"
+		}
+		d.EVR += get("ver")
+		if r := get("rel"); r != "" {
+			d.EVR += "-" + r
+		}
+	}
+	if p := get("pre"); p == "1" {
+		d.Flags |= SensePreReq
+	}
+	if err == nil && d.Name == "" {
+		err = badMeta("a dependency without a name")
+	}
+	return d, err
+}
+
+// Open unpacks a metadata file by its first bytes: zstd, gzip, xz, or none. The caller must
+// call the returned function when done, and bound what it reads.
+func Open(r io.Reader) (io.Reader, func(), error) {
+	var m [6]byte
+	n, err := io.ReadFull(r, m[:])
+	if err != nil && n == 0 {
+		return nil, nil, badMeta("an empty file")
+	}
+	all := io.MultiReader(bytes.NewReader(m[:n]), r)
+	switch {
+	case bytes.HasPrefix(m[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(all, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, nil, badMeta("broken zstd").Wrap(err)
+		}
+		return z, z.Close, nil
+	case bytes.HasPrefix(m[:], []byte{0x1f, 0x8b}):
+		g, err := gzip.NewReader(all)
+		if err != nil {
+			return nil, nil, badMeta("broken gzip").Wrap(err)
+		}
+		return g, func() { _ = g.Close() }, nil
+	case bytes.HasPrefix(m[:], []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		x, err := xz.NewReader(all, maxWindow)
+		if err != nil {
+			return nil, nil, badMeta("broken xz").Wrap(err)
+		}
+		return x, func() {}, nil
+	}
+	return all, func() {}, nil
+}
