@@ -1,0 +1,228 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"drover/internal/build/wire"
+	"drover/internal/fault"
+	"drover/internal/sandbox"
+	"drover/internal/web"
+)
+
+// Config is what a Worker needs.
+type Config struct {
+	Client   *web.Client // with a builder's token
+	Dir      string      // layers, caches, kept roots
+	CA       string      // file of the server's CA for dnf, "" for the system's
+	Arches   []string    // default: the host's
+	Channels []string    // default: "default"
+	Slots    int         // default: number of CPUs
+	Log      *slog.Logger
+	Now      func() time.Time
+}
+
+// Worker runs tasks.
+type Worker struct {
+	Config
+	box *sandbox.Sandbox
+	dnf sync.Mutex // held around each dnf: they share a cache and run in pid namespaces of their own, where its lock files mean nothing
+
+	mu      sync.Mutex // guards running, making and polling
+	running map[int64]*run
+	making  map[string]*sync.Mutex // one a layer: the first task makes it, others wait
+	polling context.CancelFunc     // ends the poll that is under way
+}
+
+// run is a task that is held.
+type run struct {
+	wire.Held
+	cancel context.CancelCauseFunc
+}
+
+// HostArch is the host's arch as rpm names it.
+func HostArch() string {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	}
+	return runtime.GOARCH
+}
+
+// New makes a Worker.
+func New(c Config) (*Worker, error) {
+	if len(c.Arches) == 0 {
+		c.Arches = []string{HostArch()}
+	}
+	if len(c.Channels) == 0 {
+		c.Channels = []string{"default"}
+	}
+	if c.Slots <= 0 {
+		c.Slots = runtime.NumCPU()
+	}
+	for _, d := range []string{"layers", "index", "failed", "dnf", "home"} {
+		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Debian's rpm keeps a root's database where no other rpm looks for it.
+	macros := "%_dbpath /var/lib/rpm\n%__gpg /usr/bin/gpg\n"
+	if err := os.WriteFile(filepath.Join(c.Dir, "home", ".rpmmacros"), []byte(macros), 0o644); err != nil {
+		return nil, err
+	}
+	box, err := sandbox.New(sandbox.Config{StateDir: filepath.Join(c.Dir, "roots"), Log: c.Log, Now: c.Now})
+	if err != nil {
+		return nil, err
+	}
+	return &Worker{Config: c, box: box, running: map[int64]*run{}, making: map[string]*sync.Mutex{}, polling: func() {}}, nil
+}
+
+var (
+	errLost     = fault.Conflict("lease_lost", "the task is not ours any more")
+	errStopping = fault.Unavailable("builder_stopping", "the builder is being stopped")
+)
+
+// Run takes and runs tasks until ctx ends; then it gives back what it holds and returns.
+func (w *Worker) Run(ctx context.Context) error {
+	if err := w.box.Reap(ctx); err != nil {
+		return err
+	}
+	if p := w.box.Probe(ctx).Problem; p != "" {
+		return fault.Unavailable("sandbox", "this machine cannot run builds: %s", p).Fix("run `drover doctor`")
+	}
+	host, _ := os.Hostname()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	wait := 500 * time.Millisecond
+	for ctx.Err() == nil {
+		pctx, cancel := context.WithCancel(ctx)
+		p := wire.Poll{Version: wire.Version, Arches: w.Arches, Channels: w.Channels, Host: host, Wait: 50}
+		w.mu.Lock()
+		w.polling = cancel
+		p.Slots = w.Slots - len(w.running)
+		p.Running = []wire.Held{}
+		for _, r := range w.running {
+			p.Running = append(p.Running, r.Held)
+		}
+		w.mu.Unlock()
+		var o wire.Orders
+		err := w.Client.Call(pctx, "POST", wire.PathPoll, p, &o)
+		again := pctx.Err() != nil && ctx.Err() == nil // a task ended: tell the server of the free slot
+		cancel()
+		if err != nil {
+			if again || ctx.Err() != nil {
+				continue
+			}
+			if k := fault.As(err).Kind; k == fault.KindUnauthorized || k == fault.KindDenied || k == fault.KindInvalid {
+				return err
+			}
+			w.Log.Warn("the server does not answer", "err", err, "again", wait)
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait/2 + rand.N(wait)): //nolint:gosec // jitter
+			}
+			wait = min(2*wait, 10*time.Second)
+			continue
+		}
+		wait = 500 * time.Millisecond
+		w.mu.Lock()
+		for _, id := range o.Cancel {
+			if r := w.running[id]; r != nil {
+				r.cancel(errLost)
+			}
+		}
+		for _, t := range o.Tasks {
+			tctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+			w.running[t.ID] = &run{wire.Held{ID: t.ID, Fence: t.Fence}, stop}
+			tasks.Go(func() {
+				end := context.AfterFunc(ctx, func() { stop(errStopping) })
+				defer end()
+				w.do(tctx, t)
+				stop(nil)
+				w.mu.Lock()
+				delete(w.running, t.ID)
+				w.polling()
+				w.mu.Unlock()
+			})
+		}
+		w.mu.Unlock()
+	}
+	return nil
+}
+
+// do runs a task to its end and tells the server.
+func (w *Worker) do(ctx context.Context, t wire.Task) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	renewed := make(chan struct{})
+	go func() { defer close(renewed); w.renew(ctx, cancel, t) }()
+	j := &job{Worker: w, Task: t, logs: newLogs(w, t)}
+	w.Log.Info("task", "id", t.ID, "method", t.Method, "name", t.Name, "arch", t.Arch)
+	f := wire.Finish{Fence: t.Fence, Files: []wire.File{}, Before: []wire.Pkg{}, After: []wire.Pkg{}}
+	err := j.execute(ctx, &f)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	j.logs.close()
+	if err != nil {
+		f.Failure = j.failure(err)
+		f.Files, f.Before, f.After = []wire.File{}, []wire.Pkg{}, []wire.Pkg{}
+		w.Log.Warn("task failed", "id", t.ID, "code", f.Failure.Code, "message", f.Failure.Message)
+	}
+	w.finish(ctx, t, f, err)
+	cancel(nil)
+	<-renewed
+}
+
+// finish tells the server how a task ended, until it has heard it or the lease is gone.
+func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err error) {
+	if fault.Code(err) == "lease_lost" {
+		return // the server knows more than we do
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	if fault.Code(err) == "builder_stopping" {
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+	}
+	defer cancel()
+	for n := range 20 {
+		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathFinish, t.ID), f, nil)
+		if err == nil {
+			return
+		}
+		if k := fault.As(err).Kind; k != fault.KindUnavailable && k != fault.KindInternal || ctx.Err() != nil {
+			w.Log.Warn("the end of a task was not taken", "id", t.ID, "err", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(n+1) * 300 * time.Millisecond):
+		}
+	}
+}
+
+// renew keeps the lease; when the server refuses, the task ends at once.
+func (w *Worker) renew(ctx context.Context, cancel context.CancelCauseFunc, t wire.Task) {
+	tick := time.NewTicker(time.Duration(max(t.Lease, 3)) * time.Second / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathRenew, t.ID), wire.Renew{Fence: t.Fence}, nil)
+		if err != nil && fault.As(err).Kind == fault.KindConflict {
+			cancel(errLost)
+			return
+		}
+	}
+}
