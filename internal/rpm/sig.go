@@ -39,6 +39,13 @@ func parseSig(b []byte) (*packet.Signature, error) {
 	return s, nil
 }
 
+func (p *Package) parseSig(b []byte) (*packet.Signature, error) {
+	if len(p.Header.Text(PayloadSHA)) == 0 {
+		return nil, fault.Invalid("rpm_unsignable", "%s has no digest of its payload in its header", p.NEVRA()).Fix("build it again with rpm 4.14 or newer")
+	}
+	return parseSig(b)
+}
+
 func isRSA(a packet.PublicKeyAlgorithm) bool {
 	return a == packet.PubKeyAlgoRSA || a == packet.PubKeyAlgoRSASignOnly
 }
@@ -74,7 +81,7 @@ func (p *Package) Replace(sig []byte) ([]byte, error) {
 // in place of an earlier one by the same key. All other signatures stay. rpm 4 does not see
 // the list.
 func (p *Package) Append(sig []byte) ([]byte, error) {
-	s, err := parseSig(sig)
+	s, err := p.parseSig(sig)
 	if err != nil {
 		return nil, err
 	}
