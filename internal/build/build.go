@@ -86,7 +86,8 @@ type Build struct {
 type Plan struct {
 	BuildTag string               `json:"build_tag"`
 	Arches   []string             `json:"arches"`
-	Roots    map[string]wire.Root `json:"roots"` // by arch
+	Roots    map[string]wire.Root `json:"roots"`             // by arch
+	Sources  []wire.File          `json:"sources,omitempty"` // the commit's files in the lookaside cache
 	Macros   map[string]string    `json:"macros"`
 	Epoch    int64                `json:"epoch"` // SOURCE_DATE_EPOCH, seconds
 	Limits   wire.Limits          `json:"limits"`
@@ -189,8 +190,9 @@ type Config struct {
 type Store struct {
 	Config
 
-	mu    sync.Mutex    // guards nudge
-	nudge chan struct{} // closed and replaced when tasks came free, ended, or a log grew
+	mu    sync.Mutex       // guards nudge and polls
+	nudge chan struct{}    // closed and replaced when tasks came free, ended, or a log grew
+	polls map[string]int64 // number of each builder's newest poll
 }
 
 // New makes a Store.
@@ -198,7 +200,7 @@ func New(c Config) *Store {
 	if c.Lease == 0 {
 		c.Lease = time.Minute
 	}
-	return &Store{Config: c, nudge: make(chan struct{})}
+	return &Store{Config: c, nudge: make(chan struct{}), polls: map[string]int64{}}
 }
 
 // woken returns a channel that closes at the next change of the queue or of a log.
@@ -233,5 +235,5 @@ func unknown(what string, id any) error {
 	return fault.NotFound(what+"_unknown", "there is no %s %v", what, id).Fix("see `drover %s list`", what)
 }
 
-// nothing is for closers whose error changes nothing: what they guard was read only.
+// closeQuietly is for closers whose error changes nothing: what they guard was read only.
 func closeQuietly(c io.Closer) { _ = c.Close() }

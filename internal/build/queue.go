@@ -44,6 +44,10 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 	if err != nil {
 		return wire.Orders{}, err
 	}
+	poll := s.newest(builder)
+	if err := s.dropped(ctx, builder, p.Running); err != nil {
+		return wire.Orders{}, err
+	}
 	deadline := time.NewTimer(time.Duration(p.Wait) * time.Second)
 	defer deadline.Stop()
 	for {
@@ -53,7 +57,7 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 			return o, err
 		}
 		for enabled && len(o.Tasks) < p.Slots {
-			t, err := s.lease(ctx, builder, p)
+			t, err := s.lease(ctx, builder, poll, p)
 			if err != nil {
 				return o, err
 			}
@@ -144,8 +148,45 @@ func (s *Store) lost(ctx context.Context, builder string, held []wire.Held) (ids
 	return ids, err
 }
 
+// newest numbers a poll: only the newest of a builder is handed tasks, so that none goes to a
+// poll whose builder has hung up.
+func (s *Store) newest(builder string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.polls[builder]++
+	return s.polls[builder]
+}
+
+func (s *Store) isNewest(builder string, poll int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.polls[builder] == poll
+}
+
+// dropped gives back the tasks that were leased to a builder and that it does not hold: it was
+// started anew, or it never heard of them.
+func (s *Store) dropped(ctx context.Context, builder string, running []wire.Held) error {
+	var ts []Task
+	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		ts, err = tasksWhere(tx, "builder = $1 AND state = 'OPEN' AND lease > 0", builder)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, t := range ts {
+		if slices.Contains(running, wire.Held{ID: t.ID, Fence: t.fence}) {
+			continue
+		}
+		if err := s.giveBack(ctx, t, wire.Failure{Infra: true, Code: "builder_dropped", Message: fmt.Sprintf("builder %s holds the task no more", builder)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // lease hands the first free task that fits to the builder: nil when there is none.
-func (s *Store) lease(ctx context.Context, builder string, p wire.Poll) (*wire.Task, error) {
+func (s *Store) lease(ctx context.Context, builder string, poll int64, p wire.Poll) (*wire.Task, error) {
 	free := false
 	fits := func(t Task, plan Plan) (string, bool) {
 		if !slices.Contains(p.Channels, t.Channel) {
@@ -173,6 +214,9 @@ func (s *Store) lease(ctx context.Context, builder string, p wire.Poll) (*wire.T
 	}
 	var out *wire.Task
 	err = s.DB.Write(ctx, func(tx *db.Tx) error {
+		if !s.isNewest(builder, poll) {
+			return nil
+		}
 		ts, err := tasksWhere(tx, "state = 'FREE' ORDER BY priority, id LIMIT 200")
 		if err != nil {
 			return err
@@ -218,13 +262,7 @@ func (s *Store) order(tx *db.Tx, t Task, plan Plan, arch string) (*wire.Task, er
 	switch t.Method {
 	case wire.MethodSRPM:
 		w.Tree = true
-		sources, err := s.Git.Sources(tx.Ctx(), b.Repo, b.Commit)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range sources {
-			w.Inputs = append(w.Inputs, wire.File{Name: f.File, Digest: f.Digest.String(), Size: f.Size})
-		}
+		w.Inputs = append(w.Inputs, plan.Sources...)
 	case wire.MethodRebuild:
 		info, err := s.Blobs.Stat(blobDigest(b.SRPM))
 		if err != nil {
@@ -300,51 +338,48 @@ func (s *Store) Run(ctx context.Context) error {
 
 // expire gives back the tasks whose lease is over and tells how long until the next may be.
 func (s *Store) expire(ctx context.Context) (time.Duration, error) {
-	var due []int64
+	var due []Task
 	next := s.Lease
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var id, lease int64
-			if err := scan(&id, &lease); err != nil {
-				return err
-			}
-			if d := time.Duration(lease-tx.Now()) * time.Microsecond; d <= 0 {
-				due = append(due, id)
+		ts, err := tasksWhere(tx, "state = 'OPEN' AND lease > 0 ORDER BY lease LIMIT 1000")
+		for _, t := range ts {
+			if d := time.Duration(t.lease-tx.Now()) * time.Microsecond; d <= 0 {
+				due = append(due, t)
 			} else {
 				next = min(next, d+time.Millisecond)
 			}
-			return nil
-		}, "SELECT id, lease FROM build_task WHERE state = 'OPEN' AND lease > 0 ORDER BY lease LIMIT 1000")
+		}
+		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	for _, id := range due {
-		if err := s.vanished(ctx, id); err != nil {
+	for _, t := range due {
+		if err := s.giveBack(ctx, t, wire.Failure{Infra: true, Code: "builder_vanished", Message: fmt.Sprintf("builder %s has not been heard of for %s", t.Builder, s.Lease)}); err != nil {
 			return 0, err
 		}
 	}
 	return next, nil
 }
 
-func (s *Store) vanished(ctx context.Context, id int64) error {
-	logs, err := s.closeLogs(ctx, id)
+// giveBack takes a task from a builder that lost it, unless it was renewed or ended meanwhile.
+func (s *Store) giveBack(ctx context.Context, was Task, why wire.Failure) error {
+	logs, err := s.closeLogs(ctx, was.ID)
 	if err != nil {
 		return err
 	}
 	err = s.DB.Write(ctx, func(tx *db.Tx) error {
-		t, err := getTask(tx, id)
-		if err != nil || t.State != TaskOpen || t.lease == 0 || t.lease > tx.Now() {
-			return err // it was renewed or ended meanwhile
+		t, err := getTask(tx, was.ID)
+		if err != nil || t.State != TaskOpen || t.fence != was.fence || t.lease != was.lease {
+			return err
 		}
 		if err := logs.keep(tx, t); err != nil {
 			return err
 		}
-		return s.failTask(tx, t, wire.Failure{Infra: true, Code: "builder_vanished",
-			Message: fmt.Sprintf("builder %s has not been heard of for %s", t.Builder, s.Lease)})
+		return s.failTask(tx, t, why)
 	})
 	if err == nil {
-		s.afterTask(id)
+		s.afterTask(was.ID)
 	}
 	return err
 }

@@ -96,6 +96,13 @@ func (s *Store) fromCommit(ctx context.Context, b *Build, plan *Plan, ref string
 	if err != nil {
 		return err
 	}
+	sources, err := s.Git.Sources(ctx, b.Repo, b.Commit)
+	if err != nil {
+		return err
+	}
+	for _, f := range sources {
+		plan.Sources = append(plan.Sources, wire.File{Name: f.File, Digest: f.Digest.String(), Size: f.Size})
+	}
 	b.Package, plan.Epoch = name, t.Unix()
 	return nil
 }

@@ -19,12 +19,13 @@ var pages embed.FS
 
 type none struct{}
 
-type repoPath struct {
+// RepoPath is a route about one repository.
+type RepoPath struct {
 	NS   string `path:"ns"`
 	Name string `path:"name"`
 }
 
-func (p repoPath) repo() string { return p.NS + "/" + p.Name }
+func (p RepoPath) repo() string { return p.NS + "/" + p.Name }
 
 // Detail is a repository with what people want to see of it.
 type Detail struct {
@@ -81,10 +82,10 @@ func (s *Store) Routes(srv *web.Server, builds func(ctx context.Context, repo st
 			return s.Repos(ctx, in.Query, in.After, in.Limit)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/repos/{ns}/{name}", ID: "repo-show", Summary: "A repository with branches, rules, commits and pushes", Tag: tag},
-		func(ctx context.Context, in *repoPath) (Detail, error) { return s.Detail(ctx, in.repo()) })
+		func(ctx context.Context, in *RepoPath) (Detail, error) { return s.Detail(ctx, in.repo()) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/repos/{ns}/{name}/rules", ID: "repo-rule", Summary: "Set the rule of a pattern of branches", Tag: tag},
 		func(ctx context.Context, in *struct {
-			repoPath
+			RepoPath
 			Body Rule
 		}) (none, error) {
 			return none{}, s.SetRule(ctx, in.repo(), in.Body)

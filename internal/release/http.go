@@ -14,6 +14,11 @@ var pages embed.FS
 
 type none struct{}
 
+// ByName is a route about one named thing.
+type ByName struct {
+	Name string `path:"name" maxLength:"100"`
+}
+
 // Whole is a tag with what it holds.
 type Whole struct {
 	Tag
@@ -42,21 +47,18 @@ func (s *Store) whole(ctx context.Context, builds *build.Store, name, at string)
 // Routes adds the routes of tags and targets.
 func (s *Store) Routes(srv *web.Server, builds *build.Store) {
 	const tag = "release"
-	type path struct {
-		Name string `path:"name" maxLength:"100"`
-	}
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/tags", ID: "tag-list", Summary: "List tags", Tag: tag},
 		func(ctx context.Context, _ *none) ([]Tag, error) { return s.Tags(ctx) })
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/tags/{name}", ID: "tag-show", Summary: "A tag with the latest build of each package, now or at a point in history", Tag: tag},
 		func(ctx context.Context, in *struct {
-			path
+			ByName
 			At string `query:"at" maxLength:"40" doc:"event number or time"`
 		}) (Whole, error) {
 			return s.whole(ctx, builds, in.Name, in.At)
 		})
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/tags/{name}", ID: "tag-set", Summary: "Make a tag or change it", Tag: tag},
 		func(ctx context.Context, in *struct {
-			path
+			ByName
 			Body Tag
 		}) (none, error) {
 			in.Body.Name = in.Name
@@ -64,14 +66,14 @@ func (s *Store) Routes(srv *web.Server, builds *build.Store) {
 		})
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/tags/{name}/builds/{ref}", ID: "tag-build", Summary: "Put a build into a tag", Tag: tag},
 		func(ctx context.Context, in *struct {
-			path
+			ByName
 			Ref string `path:"ref" maxLength:"300"`
 		}) (none, error) {
 			return none{}, s.TagBuild(ctx, builds, in.Name, in.Ref)
 		})
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/tags/{name}/builds/{ref}", ID: "tag-untag", Summary: "Take a build out of a tag", Tag: tag},
 		func(ctx context.Context, in *struct {
-			path
+			ByName
 			Ref string `path:"ref" maxLength:"300"`
 		}) (none, error) {
 			return none{}, s.UntagBuild(ctx, builds, in.Name, in.Ref)
@@ -80,7 +82,7 @@ func (s *Store) Routes(srv *web.Server, builds *build.Store) {
 		func(ctx context.Context, _ *none) ([]Target, error) { return s.Targets(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/targets/{name}", ID: "target-set", Summary: "Make a target or change it", Tag: tag},
 		func(ctx context.Context, in *struct {
-			path
+			ByName
 			Body struct {
 				BuildTag string `json:"build_tag"`
 				DestTag  string `json:"dest_tag"`

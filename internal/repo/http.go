@@ -21,7 +21,8 @@ var pages embed.FS
 
 type none struct{}
 
-type byName struct {
+// ByName is a route about one named thing.
+type ByName struct {
 	Name string `path:"name" maxLength:"100"`
 }
 
@@ -54,16 +55,16 @@ func (s *Store) Routes(srv *web.Server) {
 		func(ctx context.Context, _ *none) ([]Channel, error) { return s.Channels(ctx) })
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}", ID: "channel-show", Summary: "A channel, now or at a point in history", Tag: tag},
 		func(ctx context.Context, in *struct {
-			byName
+			ByName
 			At string `query:"at" maxLength:"40"`
 		}) (Channel, error) {
 			return s.Channel(ctx, in.Name, in.At)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/history", ID: "channel-history", Summary: "Where a channel pointed, newest first", Tag: tag},
-		func(ctx context.Context, in *byName) ([]Channel, error) { return s.History(ctx, in.Name) })
+		func(ctx context.Context, in *ByName) ([]Channel, error) { return s.History(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}", ID: "channel-point", Summary: "Move a channel to a snapshot", Tag: tag},
 		func(ctx context.Context, in *struct {
-			byName
+			ByName
 			Body struct {
 				Snapshot string `json:"snapshot"`
 			}
@@ -74,7 +75,7 @@ func (s *Store) Routes(srv *web.Server) {
 		func(ctx context.Context, _ *none) ([]Mirror, error) { return s.Mirrors(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/mirrors/{name}", ID: "mirror-set", Summary: "Add a mirror or change its address", Tag: tag},
 		func(ctx context.Context, in *struct {
-			byName
+			ByName
 			Body struct {
 				URL  string `json:"url"`
 				Arch string `json:"arch"`

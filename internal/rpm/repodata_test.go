@@ -2,70 +2,259 @@ package rpm_test
 
 import (
 	"bytes"
+	"encoding/xml"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"drover/internal/fault"
 	"drover/internal/rpm"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 )
 
-var reMtime = regexp.MustCompile(`<time file="\d+"`)
+// oddSpec is a package of everything that the rules of repository metadata are about.
+const oddSpec = `%define _build_id_links none
+%define __os_install_post %{nil}
+%define _use_internal_dependency_generator 0
+%define __find_provides %{nil}
+%define __find_requires %{nil}
+Name: odd
+Epoch: 3
+Version: 1.0~rc1^2
+Release: 1
+Summary: A <b>"bold"</b> & odd 'package' of dependencies – with “quotes”
+License: MIT
+URL: https://example.com/?a=1&b=2
+Packager: J\xfcrgen <j@example.com>
+Vendor: Ünï
+Provides: odd(x) = 3:1-2
+Provides: odd(x) = 3:1-2
+Provides: /etc/provided
+Provides: plain
+Provides: with(version) = 2
+Provides: a&b<c>"d"
+Requires: plain
+Requires: with(version)
+Requires: with(version) = 2
+Requires: with(version) = 3
+Requires: twice
+Requires: twice
+Requires: twice >= 1
+Requires: twice
+Requires: other >= 2:1.0-3
+Requires: other < 5-x
+Requires: /etc/odd.conf
+Requires: /usr/share/odd/data
+Requires: /usr/bin/elsewhere
+Requires: libc.so.6(GLIBC_2.4)(64bit)
+Requires: libc.so.6()(64bit)
+Requires: libc.so.6(GLIBC_2.34)(64bit)
+Requires: libc.so.6(GLIBC_2.3.4)(64bit)
+Requires: libc.so.6(GLIBC_2.34)(64bit)
+Requires: ((a >= 1 with a < 2) or b)
+Requires: (c if d else e)
+Requires(pre): shadow
+Requires(post): /usr/sbin/ldconfig
+Requires(post): twice
+Requires(preun): gone
+Requires(interp): /bin/sh
+Conflicts: bad < 1
+Conflicts: bad < 1
+Obsoletes: old <= 2-2
+Recommends: nice > 1
+Suggests: maybe
+Supplements: (odd and lang-de)
+Enhances: some = 7
+BuildArch: noarch
 
-// rpmDir writes the fixtures that createrepo_c's rpm (4.18) reads, and renders ours.
+%description
+Tabs	and lines,
+ <angle> & "double" 'single' ]]> – end.
+Latin-1: \xe9\x85\xa0.
+
+%package sub
+Summary: Empty
+
+%description sub
+
+%install
+mkdir -p %{buildroot}/etc/odd.d %{buildroot}/usr/share/odd/sbin/x %{buildroot}/usr/lib %{buildroot}/usr/bin %{buildroot}/opt/cabin
+touch %{buildroot}/etc/odd.conf %{buildroot}/usr/share/odd/data %{buildroot}/usr/lib/sendmail %{buildroot}/usr/bin/odd "%{buildroot}/opt/cabin/a & b <c>" %{buildroot}/usr/share/odd/ghost %{buildroot}/usr/share/odd/sbin/x/y
+ln -s odd %{buildroot}/usr/bin/link
+touch "%{buildroot}/usr/share/odd/größe"
+
+%files
+/etc/odd.conf
+%dir /etc/odd.d
+%dir /usr/share/odd
+/usr/share/odd/data
+%ghost /usr/share/odd/ghost
+/usr/share/odd/größe
+/usr/share/odd/sbin
+/usr/lib/sendmail
+/usr/bin/odd
+/usr/bin/link
+/opt/cabin
+
+%files sub
+
+%changelog
+* Thu Nov 14 2024 Same Day   <same@example.com>   - 3
+- third <b>
+
+* Thu Nov 14 2024 Same Day <same@example.com> - 2
+- second
+
+* Thu Nov 14 2024 Same Day <same@example.com> - 1
+- first
+
+* Wed Nov 13 2024 Before <b@example.com> - 12
+- twelve
+
+* Wed Nov 13 2024 Before <b@example.com> - 11
+- eleven
+
+* Tue Nov 12 2024 Before <b@example.com> - 10
+- ten & more
+
+* Mon Nov 11 2024 Before <b@example.com> - 9
+- nine
+
+* Sun Nov 10 2024 Before <b@example.com> - 8
+- eight
+
+* Sat Nov 09 2024 Before <b@example.com> - 7
+- seven
+
+* Fri Nov 08 2024 Before <b@example.com> - 6
+- six
+
+* Thu Nov 07 2024 Before <b@example.com> - 5
+- not in the metadata
+`
+
+// odd builds the packages of oddSpec.
+func odd(t testing.TB) map[string][]byte {
+	t.Helper()
+	dir := t.TempDir()
+	spec := filepath.Join(dir, "odd.spec")
+	text := strings.NewReplacer(`\xfc`, "\xfc", `\xe9`, "\xe9", `\x85`, "\x85", `\xa0`, "\xa0").Replace(oddSpec)
+	if err := os.WriteFile(spec, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := rpmCommand(t, dir, "rpmbuild", "--define", "_topdir "+dir, "--define", "_invalid_encoding_terminates_build 0", "-ba", spec)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("rpmbuild: %v: %s", err, out)
+	}
+	out := map[string][]byte{}
+	for _, pattern := range []string{"RPMS/*/*.rpm", "SRPMS/*.rpm"} {
+		files, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[filepath.Base(f)] = b
+		}
+	}
+	if len(out) != 3 {
+		t.Fatalf("rpmbuild made %v", slices.Collect(maps.Keys(out)))
+	}
+	return out
+}
+
+// rpmDir writes all packages into a directory, and renders them.
 func rpmDir(t *testing.T) (dir string, frags []rpm.Fragments) {
 	t.Helper()
 	dir = t.TempDir()
 	all := fixtures(t)
+	maps.Copy(all, odd(t))
 	seen := map[string]bool{}
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for n := range all {
-			if !yield(n) {
-				return
-			}
-		}
-	}) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
 		b := all[name]
 		p := read(t, b)
 		if seen[p.HeaderSHA256()] {
 			continue
 		}
 		seen[p.HeaderSHA256()] = true
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		at := rpm.Place{PkgID: hexSum(b), Href: name, Size: int64(len(b)), HeaderStart: p.HeaderStart, HeaderEnd: p.HeaderEnd}
+		fi, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := rpm.Place{PkgID: hexSum(b), Href: name, Size: int64(len(b)), Mtime: fi.ModTime().Unix(), HeaderStart: p.HeaderStart, HeaderEnd: p.HeaderEnd}
 		frags = append(frags, rpm.Fragments{Primary: rpm.Primary(nil, p, at), Filelists: rpm.Filelists(nil, p.Header, at.PkgID), Other: rpm.Other(nil, p.Header, at.PkgID)})
 	}
 	return dir, frags
 }
 
-// entries splits a metadata file into the text of its packages by pkgid.
-func entries(t *testing.T, b []byte) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for e := range strings.SplitSeq(string(b), "<package ") {
-		if !strings.Contains(e, "</package>") {
-			continue
-		}
-		e, _, _ = strings.Cut(e, "</package>")
-		id := regexp.MustCompile(`[0-9a-f]{64}`).FindString(e)
-		out[id] = reMtime.ReplaceAllString(e, `<time file="0"`)
-	}
-	return out
+// element is any XML, for comparing it by what it says.
+type element struct {
+	XMLName  xml.Name
+	Attrs    []xml.Attr `xml:",any,attr"`
+	Text     string     `xml:",chardata"`
+	Children []element  `xml:",any"`
 }
 
-func TestFragmentsEqualCreaterepo(t *testing.T) {
-	dir, frags := rpmDir(t)
-	if out, err := exec.Command("createrepo_c", "--no-database", "--general-compress-type=gz", dir).CombinedOutput(); err != nil {
+// entries splits a metadata file into its packages by pkgid: as text, and as elements.
+func entries(t *testing.T, b []byte) (map[string]string, map[string]element) {
+	t.Helper()
+	texts := map[string]string{}
+	id := func(s string) string { return regexp.MustCompile(`[0-9a-f]{64}`).FindString(s) }
+	for e := range strings.SplitSeq(string(b), "<package ") {
+		if e, _, ok := strings.Cut(e, "</package>"); ok {
+			texts[id(e)] = e
+		}
+	}
+	var doc element
+	if err := xml.Unmarshal(b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	els := map[string]element{}
+	for _, e := range doc.Children {
+		k := ""
+		for _, a := range e.Attrs {
+			if a.Name.Local == "pkgid" {
+				k = a.Value
+			}
+		}
+		for _, c := range e.Children {
+			if c.XMLName.Local == "checksum" {
+				k = c.Text
+			}
+		}
+		els[k] = e
+	}
+	return texts, els
+}
+
+func createrepo(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("createrepo_c", append([]string{"--no-database", "--general-compress-type=gz"}, args...)...).CombinedOutput()
+	if err != nil {
 		t.Fatalf("createrepo_c: %v: %s", err, out)
 	}
+	return string(out)
+}
+
+// Every fixture, and a package of every odd thing, has the entries that createrepo_c gives
+// it: element by element, and byte by byte.
+func TestFragmentsEqualCreaterepo(t *testing.T) {
+	dir, frags := rpmDir(t)
+	createrepo(t, dir)
 	ours, err := rpm.Metadata(frags, nil, rpm.Gzip)
 	if err != nil {
 		t.Fatal(err)
@@ -80,14 +269,433 @@ func TestFragmentsEqualCreaterepo(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		want, got := entries(t, unpack(t, f)), entries(t, unpack(t, bytes.NewReader(m.Data)))
-		if len(want) < 25 || len(want) != len(got) {
+		want, wantEl := entries(t, unpack(t, f))
+		got, gotEl := entries(t, unpack(t, bytes.NewReader(m.Data)))
+		if len(want) < 28 || len(want) != len(got) || len(wantEl) != len(want) {
 			t.Errorf("%s: %d packages, createrepo_c has %d", m.Type, len(got), len(want))
 		}
 		for id, w := range want {
+			if d := cmp.Diff(wantEl[id], gotEl[id]); d != "" {
+				t.Errorf("%s differs from createrepo_c (-its +ours):\n%s", m.Type, d)
+			}
 			if d := cmp.Diff(strings.Split(w, "\n"), strings.Split(got[id], "\n")); d != "" {
 				t.Errorf("%s differs from createrepo_c (-its +ours):\n%s", m.Type, d)
 			}
+		}
+	}
+}
+
+// writeRepo writes a repository's metadata below dir.
+func writeRepo(t *testing.T, dir string, files []rpm.MetaFile) []byte {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "repodata"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	md := rpm.Repomd(files, 7, 1_700_000_000)
+	for _, f := range files {
+		if err := os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "repodata/repomd.xml"), md, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return md
+}
+
+// createrepo_c --update takes a package from the old metadata when name, size and time fit,
+// and says how many it took: all.
+func TestCreaterepoUpdatesFromOurMetadata(t *testing.T) {
+	dir, frags := rpmDir(t)
+	files, err := rpm.Metadata(frags, nil, rpm.Gzip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeRepo(t, dir, files)
+	out := createrepo(t, "--update", "--verbose", dir)
+	hits := strings.Count(out, "CACHE HIT ")
+	if hits != len(frags) {
+		t.Errorf("%d of %d packages taken from our metadata:\n%s", hits, len(frags), out)
+	}
+	// What it writes from ours is ours.
+	for _, m := range files {
+		theirs, err := filepath.Glob(filepath.Join(dir, "repodata", "*-"+m.Type+".xml.gz"))
+		if err != nil || len(theirs) == 0 {
+			t.Fatal(m.Type, err)
+		}
+		for _, name := range theirs {
+			f, err := os.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			want, _ := entries(t, unpack(t, bytes.NewReader(m.Data)))
+			got, _ := entries(t, unpack(t, f))
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("%s (-ours +its):\n%s", m.Type, d)
+			}
+		}
+	}
+}
+
+func TestMetadataIsDeterministicAndReadBack(t *testing.T) {
+	_, frags := rpmDir(t)
+	comps := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "g", Name: "G", Packages: []rpm.CompsPackage{{Name: "odd", Type: "default"}}}}}.XML()
+	for _, codec := range []rpm.Codec{rpm.Zstd, rpm.Gzip} {
+		a, err := rpm.Metadata(frags, comps, codec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := rpm.Metadata(frags, comps, codec)
+		if err != nil || !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: the same packages gave other bytes, %v", codec, err)
+		}
+		md := rpm.Repomd(a, 7, 1_700_000_000)
+		datas, err := rpm.ReadRepomd(md)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, d := range datas {
+			open := unpack(t, bytes.NewReader(a[i].Data))
+			if d.Type != a[i].Type || d.Href != a[i].Name || d.Sum != hexSum(a[i].Data) || d.Size != int64(len(a[i].Data)) || d.Time != 1_700_000_000 {
+				t.Errorf("%+v", d)
+			}
+			if d.Type != "group" && (d.OpenSum != hexSum(open) || d.OpenSize != int64(len(open))) {
+				t.Errorf("%+v", d)
+			}
+		}
+		if rev, err := rpm.ReadRevision(md); err != nil || rev != "7" || len(datas) != 4 {
+			t.Errorf("revision %q, %d files, %v", rev, len(datas), err)
+		}
+		n := 0
+		if err := rpm.ReadPrimaryDeps(bytes.NewReader(a[0].Data), func(p rpm.PrimaryPackage) error {
+			n++
+			if p.Name == "odd" && p.Arch == "noarch" {
+				if p.Epoch != 3 || p.Version != "1.0~rc1^2" || p.Source != "odd-1.0~rc1^2-1.src.rpm" || !slices.Contains(p.Requires, rpm.Dep{Name: "other", Flags: rpm.SenseGreater | rpm.SenseEqual, EVR: "2:1.0-3"}) ||
+					!slices.Contains(p.Requires, rpm.Dep{Name: "shadow", Flags: rpm.SensePreReq}) || !slices.Contains(p.Provides, rpm.Dep{Name: `a&b<c>"d"`}) {
+					t.Errorf("%+v", p)
+				}
+			}
+			return nil
+		}); err != nil || n != len(frags) {
+			t.Errorf("%d of %d packages read, %v", n, len(frags), err)
+		}
+	}
+}
+
+// strictPrimary reads the same with encoding/xml: the judge of the scanner.
+func strictPrimary(r io.Reader) (out []rpm.PrimaryPackage, err error) {
+	type dep struct {
+		Name  string `xml:"name,attr"`
+		Flags string `xml:"flags,attr"`
+		Epoch string `xml:"epoch,attr"`
+		Ver   string `xml:"ver,attr"`
+		Rel   string `xml:"rel,attr"`
+		Pre   string `xml:"pre,attr"`
+	}
+	var doc struct {
+		Packages []struct {
+			Name    string `xml:"name"`
+			Arch    string `xml:"arch"`
+			Version struct {
+				Epoch uint32 `xml:"epoch,attr"`
+				Ver   string `xml:"ver,attr"`
+				Rel   string `xml:"rel,attr"`
+			} `xml:"version"`
+			Checksum struct {
+				Type string `xml:"type,attr"`
+				Sum  string `xml:",chardata"`
+			} `xml:"checksum"`
+			Size struct {
+				Package int64 `xml:"package,attr"`
+			} `xml:"size"`
+			Location struct {
+				Href string `xml:"href,attr"`
+			} `xml:"location"`
+			Format struct {
+				Source   string `xml:"sourcerpm"`
+				Provides []dep  `xml:"provides>entry"`
+				Requires []dep  `xml:"requires>entry"`
+			} `xml:"format"`
+		} `xml:"package"`
+	}
+	if err := xml.NewDecoder(r).Decode(&doc); err != nil {
+		return nil, err
+	}
+	deps := func(in []dep) (out []rpm.Dep) {
+		for _, d := range in {
+			x := rpm.Dep{Name: d.Name, Flags: map[string]uint32{"LT": rpm.SenseLess, "GT": rpm.SenseGreater, "EQ": rpm.SenseEqual, "LE": rpm.SenseLess | rpm.SenseEqual, "GE": rpm.SenseGreater | rpm.SenseEqual}[d.Flags]}
+			if x.Flags != 0 {
+				if x.EVR = d.Ver; d.Rel != "" {
+					x.EVR += "-" + d.Rel
+				}
+				if d.Epoch != "" && d.Epoch != "0" {
+					x.EVR = d.Epoch + ":" + x.EVR
+				}
+			}
+			if d.Pre == "1" {
+				x.Flags |= rpm.SensePreReq
+			}
+			out = append(out, x)
+		}
+		return out
+	}
+	for _, p := range doc.Packages {
+		out = append(out, rpm.PrimaryPackage{NEVRA: rpm.NEVRA{Name: p.Name, Epoch: p.Version.Epoch, Version: p.Version.Ver, Release: p.Version.Rel, Arch: p.Arch}, Sum: p.Checksum.Sum, Algo: p.Checksum.Type,
+			Href: p.Location.Href, Size: p.Size.Package, Source: p.Format.Source, Provides: deps(p.Format.Provides), Requires: deps(p.Format.Requires)})
+	}
+	return out, nil
+}
+
+// The scanner finds in CentOS Stream's own metadata what encoding/xml finds.
+func TestReadPrimaryOfStream(t *testing.T) {
+	for dir, want := range map[string]int{"cs9-baseos-2022": 1125, "cs9-appstream": 17649} {
+		if dir == "cs9-appstream" && os.Getenv("DROVER_LONG") == "" && testing.Short() {
+			continue
+		}
+		files, _ := filepath.Glob("../../../shared/data/" + dir + "/repodata/*-primary.xml.gz")
+		if len(files) != 1 {
+			t.Fatalf("the shared test data is not at ../shared/data beside the project: %v", files)
+		}
+		packed, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := unpack(t, bytes.NewReader(packed))
+		var got []rpm.PrimaryPackage
+		if err := rpm.ReadPrimaryDeps(bytes.NewReader(packed), func(p rpm.PrimaryPackage) error {
+			got = append(got, p)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		strict, err := strictPrimary(bytes.NewReader(open))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != want || len(strict) != want {
+			t.Fatalf("%s: %d packages, encoding/xml finds %d, want %d", dir, len(got), len(strict), want)
+		}
+		for i := range got {
+			if !reflect.DeepEqual(got[i], strict[i]) {
+				t.Fatalf("%s: %+v\nencoding/xml: %+v", dir, got[i], strict[i])
+			}
+		}
+	}
+}
+
+func TestReadRepomdOfStream(t *testing.T) {
+	for _, dir := range []string{"cs9-appstream", "cs9-baseos", "cs9-baseos-2022"} {
+		b, err := os.ReadFile("../../../shared/data/" + dir + "/repodata/repomd.xml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ds, err := rpm.ReadRepomd(b)
+		if err != nil || len(ds) < 3 {
+			t.Fatalf("%s: %v %v", dir, ds, err)
+		}
+		for _, d := range ds {
+			f, err := os.ReadFile(filepath.Join("../../../shared/data", dir, d.Href))
+			if err == nil && (hexSum(f) != d.Sum || int64(len(f)) != d.Size) {
+				t.Errorf("%s: %+v", dir, d)
+			}
+		}
+		if rev, err := rpm.ReadRevision(b); err != nil || rev == "" {
+			t.Errorf("%s: revision %q, %v", dir, rev, err)
+		}
+	}
+}
+
+const sum64 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func primaryXML(pkg string) string {
+	return `<?xml version="1.0" encoding="UTF-8"?>
+<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="http://linux.duke.edu/metadata/rpm" packages="1">
+` + pkg + `</metadata>
+`
+}
+
+const goodPackage = `<package type="rpm"><name>a</name><arch>noarch</arch><version epoch="0" ver="1" rel="1"/>
+<checksum type="sha256" pkgid="YES">` + sum64 + `</checksum><summary>s</summary><description>d</description><packager/><url/><time file="1" build="1"/>
+<size package="10" installed="1" archive="1"/><location href="Packages/a.rpm"/><format><rpm:sourcerpm>a.src.rpm</rpm:sourcerpm><rpm:provides><rpm:entry name="a"/></rpm:provides></format></package>
+`
+
+func TestHostilePrimaryIsRefused(t *testing.T) {
+	swap := func(old, now string) string {
+		if !strings.Contains(goodPackage, old) {
+			t.Fatal(old)
+		}
+		return primaryXML(strings.Replace(goodPackage, old, now, 1))
+	}
+	var bomb bytes.Buffer
+	z, err := zstd.NewWriter(&bomb, zstd.WithWindowSize(256<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(bytes.Repeat([]byte(" "), 300<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]string{
+		"empty":                  "",
+		"no XML":                 "hello",
+		"another root":           strings.ReplaceAll(primaryXML(goodPackage), "metadata", "filelists"),
+		"document type":          strings.Replace(primaryXML(goodPackage), "<metadata", `<!DOCTYPE m [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><metadata`, 1),
+		"entity":                 swap("<name>a<", "<name>&b;<"),
+		"outside":                swap("Packages/a.rpm", "../../etc/passwd"),
+		"outside later":          swap("Packages/a.rpm", "Packages/../../x"),
+		"outside by reference":   swap("Packages/a.rpm", "&#46;./x"),
+		"absolute":               swap("Packages/a.rpm", "/etc/passwd"),
+		"another host":           swap("Packages/a.rpm", "http://evil/x"),
+		"no location":            swap(`href="Packages/a.rpm"`, ""),
+		"NUL in a location":      swap("Packages/a.rpm", "a&#0;b"),
+		"line in a location":     swap("Packages/a.rpm", "a&#10;b"),
+		"no checksum":            swap(sum64, ""),
+		"short checksum":         swap(sum64, sum64[2:]),
+		"checksum of no hex":     swap(sum64, "zz"+sum64[2:]),
+		"md5":                    swap(`type="sha256"`, `type="md5"`),
+		"no name":                swap("<name>a</name>", ""),
+		"element in a name":      swap("<name>a</name>", "<name>a<b/></name>"),
+		"name of 1 MB":           swap("<name>a<", "<name>"+strings.Repeat("a", 1<<20)+"<"),
+		"tag of 1 MB":            swap(`epoch="0"`, `epoch="`+strings.Repeat("0", 1<<20)+`"`),
+		"negative size":          swap(`package="10"`, `package="-10"`),
+		"huge size":              swap(`package="10"`, `package="99999999999999999999"`),
+		"huge epoch":             swap(`epoch="0"`, `epoch="99999999999"`),
+		"attribute twice":        swap(`ver="1"`, `ver="1" ver="2"`),
+		"attribute without end":  swap(`ver="1"`, `ver="1`),
+		"attribute not quoted":   swap(`ver="1"`, `ver=1`),
+		"open tag":               swap("</name>", ""),
+		"crossed tags":           swap("</name><arch>noarch</arch>", "<arch></name></arch>"),
+		"cut":                    primaryXML(goodPackage)[:600],
+		"nested":                 primaryXML(strings.Repeat("<package>", 100)),
+		"nested in a package":    swap("<description>d", strings.Repeat("<a>", 100)),
+		"text behind":            primaryXML(goodPackage) + "x",
+		"second root":            primaryXML(goodPackage) + primaryXML(goodPackage)[40:],
+		"no UTF-8":               swap("<name>a<", "<name>\xff<"),
+		"control character":      swap("<name>a<", "<name>\x01<"),
+		"zstd window of 256 MiB": bomb.String(),
+		"broken gzip":            "\x1f\x8b\x08garbage",
+		"broken xz":              "\xfd7zXZ\x00garbage",
+	} {
+		var a uint64
+		err := error(nil)
+		a = allocated(func() { err = rpm.ReadPrimary(strings.NewReader(s), func(rpm.PrimaryPackage) error { return nil }) })
+		if c := fault.Code(err); c != "repodata" && c != "repodata_location" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if a > 16<<20 {
+			t.Errorf("%s: took %d bytes to say so", name, a)
+		}
+	}
+	n := 0
+	for _, s := range []string{primaryXML(goodPackage), primaryXML(strings.Replace(goodPackage, "<description>d", "<!-- <name>x</name> --><description><![CDATA[ <name> ]]>", 1)),
+		primaryXML(strings.Replace(goodPackage, `name="a"`, `name='(a > "b")'`, 1)), "<metadata></metadata>", "<metadata/>"} {
+		if err := rpm.ReadPrimary(strings.NewReader(s), func(p rpm.PrimaryPackage) error {
+			n++
+			if p.Name != "a" || p.Href != "Packages/a.rpm" || p.Size != 10 || p.Source != "a.src.rpm" {
+				t.Errorf("%+v", p)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if n != 3 {
+		t.Errorf("%d packages", n)
+	}
+	want := fault.Conflict("stop", "stop")
+	if err := rpm.ReadPrimary(strings.NewReader(primaryXML(goodPackage)), func(rpm.PrimaryPackage) error { return want }); err != error(want) {
+		t.Errorf("the caller's error became %v", err)
+	}
+}
+
+func TestHostileRepomdIsRefused(t *testing.T) {
+	const good = `<repomd><revision>1</revision><data type="primary"><checksum type="sha256">` + sum64 + `</checksum><location href="repodata/p.xml.gz"/><size>10</size></data></repomd>`
+	if _, err := rpm.ReadRepomd([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]string{
+		"empty":         "",
+		"no primary":    strings.Replace(good, `"primary"`, `"other"`, 1),
+		"two primaries": strings.Replace(good, "</repomd>", good[strings.Index(good, "<data"):], 1),
+		"outside":       strings.Replace(good, "repodata/", "../", 1),
+		"no checksum":   strings.Replace(good, sum64, "", 1),
+		"md5":           strings.Replace(good, "sha256", "md5", 1),
+		"negative size": strings.Replace(good, "<size>10", "<size>-10", 1),
+		"entities":      `<!DOCTYPE r [<!ENTITY a "a">]>` + strings.Replace(good, "<size>10", "<size>&a;", 1),
+		"1000 files":    strings.Replace(good, "</repomd>", strings.Repeat(`<data type="x"/>`, 1000)+"</repomd>", 1),
+		"2 MiB":         good + strings.Repeat(" ", 2<<20),
+		"deep":          strings.Repeat("<a>", 100_000),
+	} {
+		_, err := rpm.ReadRepomd([]byte(s))
+		if c := fault.Code(err); c != "repodata" && c != "repodata_location" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestCompsReadAndWritten(t *testing.T) {
+	for _, f := range []string{"cs9-appstream/repodata/db284c8c2444a36ecf2240107e338f559e4262792492818e4ebf8ccb7a424e8a-comps-AppStream.x86_64.xml",
+		"cs9-baseos-2022/repodata/2ac4e27794f840034a13bb60800aba194e89fcd2175c87f57cfbd649139feff3-comps-BaseOS.x86_64.xml.gz"} {
+		b, err := os.ReadFile("../../../shared/data/" + f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := rpm.ReadComps(bytes.NewReader(b))
+		if err != nil || len(c.Groups) == 0 || len(c.Groups[0].Packages) == 0 {
+			t.Fatalf("%s: %d groups, %v", f, len(c.Groups), err)
+		}
+		once := c.XML()
+		again, err := rpm.ReadComps(bytes.NewReader(once))
+		if err != nil || !bytes.Equal(once, again.XML()) {
+			t.Errorf("%s: what was written reads otherwise, %v", f, err)
+		}
+		if want := bytes.Count(unpack(t, bytes.NewReader(b)), []byte("<packagereq")); bytes.Count(once, []byte("<packagereq")) != want {
+			t.Errorf("%s: %d package lines of %d", f, bytes.Count(once, []byte("<packagereq")), want)
+		}
+	}
+	c := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "b", Name: "B & <b>"}, {ID: "a", Default: true, Visible: true, BiArchOnly: true, Order: 3,
+		Packages: []rpm.CompsPackage{{"z", "mandatory", ""}, {"y", "conditional", `q"`}}}},
+		Categories:   []rpm.CompsCategory{{ID: "c", Order: 2, Groups: []string{"a"}}},
+		Environments: []rpm.CompsEnvironment{{ID: "e", Groups: []string{"a"}, Options: []string{"b"}}}}
+	got, err := rpm.ReadComps(bytes.NewReader(c.XML()))
+	slices.Reverse(c.Groups)
+	slices.Reverse(c.Groups[0].Packages)
+	if d := cmp.Diff(c, got); d != "" || err != nil {
+		t.Errorf("%v %s", err, d)
+	}
+	for _, s := range []string{"", "x", "<a/>", "<comps><group/></comps>", "<comps><group><id>&x;</id></group></comps>", "<comps>", `<!DOCTYPE c [<!ENTITY x "y">]><comps><group><id>&x;</id></group></comps>`} {
+		if _, err := rpm.ReadComps(strings.NewReader(s)); fault.Code(err) != "repodata" {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}
+
+// Files put together of many gzip members or zstd frames read as one.
+func TestMultiMemberFilesAreRead(t *testing.T) {
+	doc := primaryXML(strings.Repeat(goodPackage, 3))
+	var gz, zs bytes.Buffer
+	for part := range slices.Chunk([]byte(doc), 200) {
+		g := gzip.NewWriter(&gz)
+		z, err := zstd.NewWriter(&zs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range []io.WriteCloser{g, z} {
+			if _, err := w.Write(part); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, b := range []*bytes.Buffer{&gz, &zs} {
+		n := 0
+		if err := rpm.ReadPrimary(b, func(rpm.PrimaryPackage) error { n++; return nil }); err != nil || n != 3 {
+			t.Errorf("%d packages, %v", n, err)
 		}
 	}
 }

@@ -60,8 +60,11 @@ func isRSA(a packet.PublicKeyAlgorithm) bool {
 // where there is one. Everything else stays, byte for byte: digests, IMA and fsverity
 // signatures (274 to 277), the others of the list. Where rpmbuild left reserved space (1008,
 // 999 in format 6), the new head has the old one's length, so that the file does.
+//
+// A package whose header holds no digest of its payload (rpm before 4.14) is refused with
+// rpm_unsignable: the signature would not cover the content, and rpm says so.
 func (p *Package) Replace(sig []byte) ([]byte, error) {
-	s, err := parseSig(sig)
+	s, err := p.parseSig(sig)
 	if err != nil {
 		return nil, err
 	}

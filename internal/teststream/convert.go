@@ -68,6 +68,9 @@ func convert(d *deb) *spec {
 			s.conflict = appendText(s.conflict, depText(cl, s.name))
 		}
 	}
+	if s.name == "gcc" {
+		s.requires = append(s.requires, "glibc-devel") // Debian only recommends it, CentOS's gcc needs it
+	}
 	// An unversioned Provides of Debian satisfies no versioned relation; in RPM it would.
 	for _, cl := range parseRelations(c["Provides"]) {
 		if cl[0].ver != "" {

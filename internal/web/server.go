@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -44,12 +45,29 @@ func New(cfg Config) *Server {
 	huma.NewError = newProblem
 	hc := huma.DefaultConfig("drover", cfg.Version)
 	hc.CreateHooks = nil // no $schema links in bodies
-	hc.DocsPath = ""     // the stock page loads scripts from elsewhere
+	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
+	hc.DocsPath = "" // the stock page loads scripts from elsewhere
 	hc.OpenAPIPath = "/api/openapi"
 	hc.SchemasPath = ""
 	s.api = humago.New(s.mux, hc)
 	s.mux.HandleFunc("GET /static/", static)
 	return s
+}
+
+// schemaName names a type in the API's description by its package too: several domains have
+// a Package or a Key.
+func schemaName(t reflect.Type, hint string) string {
+	name := huma.DefaultSchemaNamer(t, hint)
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	var b strings.Builder
+	for part := range strings.SplitSeq(strings.TrimPrefix(t.PkgPath(), "drover/internal/"), "/") {
+		if part != "" {
+			b.WriteString(strings.ToUpper(part[:1]) + part[1:])
+		}
+	}
+	return b.String() + name
 }
 
 // Handle adds a raw handler, for bytes that are no JSON: git, packages, repodata, logs.

@@ -86,10 +86,11 @@ func New(c Config) (*Worker, error) {
 	return &Worker{Config: c, box: box, running: map[int64]*run{}, making: map[string]*sync.Mutex{}, polling: func() {}}, nil
 }
 
-var (
-	errLost     = fault.Conflict("lease_lost", "the task is not ours any more")
-	errStopping = fault.Unavailable("builder_stopping", "the builder is being stopped")
-)
+// Why a task's context ends early.
+func errLost() error { return fault.Conflict("lease_lost", "the task is not ours any more") }
+func errStopping() error {
+	return fault.Unavailable("builder_stopping", "the builder is being stopped")
+}
 
 // Run takes and runs tasks until ctx ends; then it gives back what it holds and returns.
 func (w *Worker) Run(ctx context.Context) error {
@@ -137,14 +138,14 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.mu.Lock()
 		for _, id := range o.Cancel {
 			if r := w.running[id]; r != nil {
-				r.cancel(errLost)
+				r.cancel(errLost())
 			}
 		}
 		for _, t := range o.Tasks {
 			tctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 			w.running[t.ID] = &run{wire.Held{ID: t.ID, Fence: t.Fence}, stop}
 			tasks.Go(func() {
-				end := context.AfterFunc(ctx, func() { stop(errStopping) })
+				end := context.AfterFunc(ctx, func() { stop(errStopping()) })
 				defer end()
 				w.do(tctx, t)
 				stop(nil)
@@ -221,7 +222,7 @@ func (w *Worker) renew(ctx context.Context, cancel context.CancelCauseFunc, t wi
 		}
 		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathRenew, t.ID), wire.Renew{Fence: t.Fence}, nil)
 		if err != nil && fault.As(err).Kind == fault.KindConflict {
-			cancel(errLost)
+			cancel(errLost())
 			return
 		}
 	}

@@ -1,0 +1,394 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"drover/internal/auth"
+	"drover/internal/build"
+	"drover/internal/build/worker"
+	"drover/internal/cli"
+	"drover/internal/distgit"
+	"drover/internal/durable"
+	"drover/internal/event"
+	"drover/internal/fault"
+	"drover/internal/prov"
+	"drover/internal/release"
+	"drover/internal/repo"
+	"drover/internal/sign"
+	"drover/internal/sign/signer"
+	"drover/internal/teststream"
+
+	"github.com/alecthomas/kong"
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/term"
+)
+
+// Version of drover, set by the build.
+var Version = "devel" //nolint:gochecknoglobals // -ldflags -X writes it
+
+// line is the whole command line.
+type line struct {
+	URL    string `name:"url" env:"DROVER_URL" help:"Server. Without it: the one you logged in to, else http://127.0.0.1:7280."`
+	CA     string `name:"ca" env:"DROVER_CA" help:"File of a CA to trust beside the system's."`
+	Output string `short:"o" default:"table" enum:"table,json,yaml" help:"Output form: table, json or yaml."`
+
+	Server  serverVerb   `cmd:"" help:"Run the server."`
+	Builder builderVerbs `cmd:"" help:"Run a builder, or look after builders."`
+	Signer  signerVerbs  `cmd:"" help:"Run the signer."`
+	Login   loginVerb    `cmd:"" help:"Remember a server and a token."`
+	Doctor  doctorVerb   `cmd:"" help:"Name what this machine lacks."`
+	Status  statusVerb   `cmd:"" help:"What runs, what waits."`
+
+	Pkg struct {
+		distgit.Verbs `embed:""`
+		Build         build.Submit `cmd:"" help:"Build a package; the same as: drover build submit."`
+	} `cmd:"" help:"Packages: repositories and sources."`
+	Build struct {
+		build.Verbs `embed:""`
+		Shell       shellVerb `cmd:"" help:"On a builder: open a shell in the root of a failed task."`
+	} `cmd:"" help:"Builds."`
+	Task     build.TaskVerbs     `cmd:"" help:"Tasks."`
+	Tag      release.TagVerbs    `cmd:"" help:"Tags: sets of builds."`
+	Target   release.TargetVerbs `cmd:"" help:"Build targets."`
+	Sign     sign.Verbs          `cmd:"" help:"Signing keys."`
+	Snapshot repo.SnapshotVerbs  `cmd:"" help:"Snapshots: immutable sets of packages."`
+	Channel  repo.ChannelVerbs   `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
+	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
+	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer."`
+	Events   event.Verb          `cmd:"" help:"The ledger."`
+	Audit    event.AuditVerbs    `cmd:"" help:"Prove that the ledger was not changed."`
+	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
+	Dev      struct {
+		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages."`
+		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine."`
+	} `cmd:"" help:"For tests and demonstrations."`
+	Version versionVerb `cmd:"" help:"Print the version."`
+}
+
+// Main runs a command line and returns the exit code.
+func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+	var l line
+	exit := -1
+	p, err := kong.New(&l, kong.Name("drover"), kong.Description("Builds, ships and runs fleets of CentOS Stream machines.\n\nExamples:\n  drover server --dir /srv/drover\n  drover pkg clone hello\n  drover pkg build hello --target stream-10 --follow\n  drover why /usr/bin/hello"),
+		kong.Writers(out, errw), kong.Exit(func(c int) { exit = c }), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	if err != nil {
+		fmt.Fprintln(errw, "drover:", err)
+		return 1
+	}
+	k, err := p.Parse(args)
+	if exit >= 0 {
+		return exit
+	}
+	if err != nil {
+		fmt.Fprintln(errw, "drover:", err)
+		return 2
+	}
+	e := &cli.Env{Ctx: ctx, In: in, Out: out, Err: errw, Format: l.Output, Version: Version}
+	if f, ok := errw.(*os.File); ok {
+		e.Terminal = term.IsTerminal(int(f.Fd()))
+	}
+	base, token := remembered(l.URL)
+	if l.CA == "" && l.URL == "" {
+		l.CA = readLogin().CA
+	}
+	l.URL = base
+	if e.Client, err = client(base, token, l.CA); err == nil {
+		err = k.Run(e, &l)
+	}
+	if err == nil {
+		return 0
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return 1
+	}
+	f := fault.As(err)
+	fmt.Fprintf(errw, "drover: %s", f.Msg)
+	if f.Err != nil {
+		fmt.Fprintf(errw, ": %v", f.Err)
+	}
+	fmt.Fprintln(errw)
+	if f.Remedy != "" {
+		fmt.Fprintf(errw, "  %s\n", f.Remedy)
+	}
+	fmt.Fprintf(errw, "  (%s)\n", f.Code)
+	return fault.ExitCode(err)
+}
+
+// login is what `drover login` remembers.
+type login struct {
+	URL   string `yaml:"url"`
+	Token string `yaml:"token"`
+	CA    string `yaml:"ca,omitempty"`
+}
+
+func loginFile() string {
+	d, err := os.UserConfigDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(d, "drover", "login.yaml")
+}
+
+func readLogin() (l login) {
+	b, err := os.ReadFile(loginFile())
+	if err == nil {
+		_ = yaml.Unmarshal(b, &l) // a file that cannot be read is as none
+	}
+	return l
+}
+
+// remembered is the server and token to use: of the environment, else of the login. A token
+// goes only to the server it is of.
+func remembered(base string) (string, string) {
+	l := readLogin()
+	if base == "" {
+		base = l.URL
+	}
+	if base == "" {
+		base = "http://127.0.0.1:7280"
+	}
+	if t := os.Getenv("DROVER_TOKEN"); t != "" {
+		return base, t
+	}
+	if strings.TrimSuffix(l.URL, "/") == strings.TrimSuffix(base, "/") {
+		return base, l.Token
+	}
+	return base, ""
+}
+
+type loginVerb struct {
+	Server    string `arg:"" help:"URL of the server."`
+	TokenFile string `default:"-" help:"File of the token; - asks for it." type:"path"`
+}
+
+// Run checks a token and remembers it.
+func (v loginVerb) Run(e *cli.Env, l *line) error {
+	if u, err := url.Parse(v.Server); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fault.Invalid("url", "%q is no URL of a server", v.Server)
+	}
+	var b []byte
+	var err error
+	f, isFile := e.In.(*os.File)
+	switch {
+	case filepath.Base(v.TokenFile) != "-":
+		b, err = os.ReadFile(v.TokenFile)
+	case isFile && term.IsTerminal(int(f.Fd())):
+		fmt.Fprint(e.Err, "token: ")
+		b, err = term.ReadPassword(int(f.Fd()))
+		fmt.Fprintln(e.Err)
+	default:
+		b, err = io.ReadAll(io.LimitReader(e.In, 1000))
+	}
+	if err != nil {
+		return fault.Invalid("token", "the token cannot be read").Wrap(err)
+	}
+	lg := login{URL: strings.TrimSuffix(v.Server, "/"), Token: strings.TrimSpace(string(b)), CA: l.CA}
+	c, err := client(lg.URL, lg.Token, l.CA)
+	if err != nil {
+		return err
+	}
+	var who map[string]any
+	if err := c.Call(e.Ctx, "GET", "/api/v1/whoami", nil, &who); err != nil {
+		return err
+	}
+	y, err := yaml.Marshal(lg)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(loginFile()), 0o700); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(loginFile(), y, 0o600); err != nil {
+		return err
+	}
+	e.Say("logged in to %s as %v", lg.URL, who["name"])
+	return nil
+}
+
+type serverVerb struct {
+	Config    string   `help:"Configuration file." type:"existingfile"`
+	Dir       string   `help:"Data directory." type:"path"`
+	Listen    string   `help:"Address to serve on; plain HTTP on loopback only."`
+	DB        string   `name:"db" help:"Database: a file, or postgres://…"`
+	TLS       bool     `name:"tls" help:"Serve TLS on loopback too."`
+	Cert      string   `help:"Certificate file." type:"existingfile"`
+	Key       string   `help:"Key file of the certificate." type:"existingfile"`
+	Name      []string `help:"A name or address that the made certificate is for. Repeatable."`
+	NoBuilder bool     `help:"Start no local builder."`
+	NoSigner  bool     `help:"Start no local signer."`
+	Debug     bool     `help:"Log more."`
+}
+
+func (v serverVerb) config() (c Config, err error) {
+	if v.Config != "" {
+		b, err := os.ReadFile(v.Config)
+		if err != nil {
+			return c, err
+		}
+		d := yaml.NewDecoder(strings.NewReader(string(b)))
+		d.KnownFields(true)
+		if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+			return c, fault.Invalid("config", "the configuration %s cannot be read", v.Config).Wrap(err).Fix("see the manual for its keys")
+		}
+	}
+	for _, f := range []struct{ from, to *string }{{&v.Dir, &c.Dir}, {&v.Listen, &c.Listen}, {&v.DB, &c.DB}, {&v.Cert, &c.Cert}, {&v.Key, &c.Key}} {
+		if *f.from != "" {
+			*f.to = *f.from
+		}
+	}
+	c.TLS = c.TLS || v.TLS
+	c.NoBuilder = c.NoBuilder || v.NoBuilder
+	c.NoSigner = c.NoSigner || v.NoSigner
+	c.Names = append(c.Names, v.Name...)
+	return c, nil
+}
+
+// Run runs the server until it is told to stop.
+func (v serverVerb) Run(e *cli.Env) error {
+	c, err := v.config()
+	if err != nil {
+		return err
+	}
+	s, err := NewServer(e.Ctx, c, e.Version, logger(e.Err, v.Debug))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	s.Greet(e.Out)
+	return s.Run(e.Ctx)
+}
+
+func logger(w io.Writer, debug bool) *slog.Logger {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+type builderVerbs struct {
+	Run             builderRun `cmd:"" help:"Run a builder."`
+	build.HostVerbs `embed:""`
+}
+
+type builderRun struct {
+	Dir     string   `default:"drover-builder" help:"Directory of layers and caches." type:"path"`
+	Arch    []string `help:"An arch to build for; the host's when not given. Repeatable."`
+	Channel []string `help:"A channel to take tasks from; default when not given. Repeatable."`
+	Slots   int      `help:"Tasks at once; the number of CPUs when not given."`
+	Debug   bool     `help:"Log more."`
+}
+
+// Run runs a builder. It joins with the ticket in DROVER_TICKET, once.
+func (v builderRun) Run(e *cli.Env, l *line) error {
+	c, err := member(e.Ctx, l.URL, l.CA, v.Dir, os.Getenv("DROVER_TICKET"))
+	if err != nil {
+		return err
+	}
+	w, err := worker.New(worker.Config{Client: c, Dir: v.Dir, CA: l.CA, Arches: v.Arch, Channels: v.Channel, Slots: v.Slots, Log: logger(e.Err, v.Debug), Now: time.Now})
+	if err != nil {
+		return err
+	}
+	return w.Run(e.Ctx)
+}
+
+type shellVerb struct {
+	Task int64  `arg:"" help:"Number of the failed task."`
+	Dir  string `default:"drover-data/builder" help:"Directory of the builder." type:"path"`
+}
+
+// Run opens a shell in a kept root.
+func (v shellVerb) Run(e *cli.Env) error {
+	w, err := worker.New(worker.Config{Dir: v.Dir, Log: logger(e.Err, false), Now: time.Now})
+	if err != nil {
+		return err
+	}
+	return w.Shell(e.Ctx, v.Task, os.Stdin)
+}
+
+type signerVerbs struct {
+	Run    signerRun    `cmd:"" help:"Run the signer."`
+	Verify signerVerify `cmd:"" help:"Check that no line of the signer's log was changed."`
+}
+
+type signerRun struct {
+	Dir        string `default:"drover-signer" help:"Directory of keys, policy and log." type:"path"`
+	AcceptKeys bool   `help:"Make keys that the server's admins ask for."`
+	Debug      bool   `help:"Log more."`
+}
+
+// Run runs the signer. It joins with the ticket in DROVER_TICKET, once.
+func (v signerRun) Run(e *cli.Env, l *line) error {
+	c, err := member(e.Ctx, l.URL, l.CA, v.Dir, os.Getenv("DROVER_TICKET"))
+	if err != nil {
+		return err
+	}
+	s, err := signer.New(signer.Config{Client: c, Dir: v.Dir, AcceptKeys: v.AcceptKeys, Now: time.Now, Log: logger(e.Err, v.Debug)})
+	if err != nil {
+		return err
+	}
+	defer s.Close() //nolint:errcheck // every line was synced before it counted
+	return s.Run(e.Ctx)
+}
+
+type signerVerify struct {
+	Dir string `default:"drover-signer" help:"Directory of the signer." type:"path"`
+}
+
+// Run verifies the signer's log.
+func (v signerVerify) Run(e *cli.Env) error {
+	head, n, err := signer.VerifyLog(filepath.Join(v.Dir, "signed.log"))
+	if err != nil {
+		return err
+	}
+	return e.Show(map[string]any{"head": head, "bytes": n}, func(w io.Writer) { fmt.Fprintf(w, "clean: %d bytes, head %s\n", n, head) })
+}
+
+type versionVerb struct{}
+
+// Run prints the version.
+func (versionVerb) Run(e *cli.Env) error {
+	_, err := fmt.Fprintln(e.Out, "drover", e.Version)
+	return err
+}
+
+type statusVerb struct{}
+
+// Run prints the overview.
+func (statusVerb) Run(e *cli.Env) error {
+	var d struct {
+		Builds   []build.Build
+		Queue    []build.Task
+		Builders []build.BuilderInfo
+		Channels []repo.Channel
+		Signing  sign.Status
+		Signer   bool
+	}
+	if err := e.Client.Call(e.Ctx, "GET", "/", nil, &d); err != nil {
+		return err
+	}
+	return e.Show(d, func(w io.Writer) {
+		fmt.Fprintf(w, "%d tasks wait or run, %d builders, signer %v with %d waiting, %d channels\n\n", len(d.Queue), len(d.Builders), d.Signer, d.Signing.Waiting, len(d.Channels))
+		cli.Table(w, "BUILD NVR STATE TARGET BY", func(row func(...any)) {
+			for _, b := range d.Builds {
+				n := b.NVR
+				if n == "" {
+					n = b.Package
+				}
+				row(b.ID, n, b.State, b.Target, b.Owner)
+			}
+		})
+	})
+}

@@ -1,0 +1,306 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"drover/internal/auth"
+	"drover/internal/blob"
+	"drover/internal/build"
+	"drover/internal/build/wire"
+	"drover/internal/db"
+	"drover/internal/distgit"
+	"drover/internal/event"
+	"drover/internal/fault"
+	"drover/internal/prov"
+	"drover/internal/release"
+	"drover/internal/repo"
+	"drover/internal/sign"
+	"drover/internal/web"
+)
+
+// Config is the server's configuration file, YAML. Every key has a default that serves.
+type Config struct {
+	// Dir holds everything that the server keeps: database, blobs, git repositories, keys of
+	// the local signer, layers of the local builder. Defaults to "drover-data".
+	Dir string `yaml:"dir"`
+	// Listen is the address to serve on. Defaults to 127.0.0.1:7280. Plain HTTP is served on
+	// loopback addresses only; any other address serves TLS.
+	Listen string `yaml:"listen"`
+	// DB is the database: a file, or postgres://user@host/name. Defaults to drover.db in dir.
+	DB string `yaml:"db"`
+	// TLS serves TLS on loopback too.
+	TLS bool `yaml:"tls"`
+	// Cert and Key are files of a certificate to serve with. Without them a local CA is made
+	// in dir/tls, whose ca.pem clients are given as DROVER_CA.
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	// Names are the host names and addresses that the made certificate is for, beside the
+	// host's own name and loopback.
+	Names []string `yaml:"names"`
+	// NoBuilder keeps the server from starting a builder beside itself.
+	NoBuilder bool `yaml:"no_builder"`
+	// NoSigner keeps the server from starting a signer beside itself.
+	NoSigner bool `yaml:"no_signer"`
+}
+
+// Server is the whole server, its parts as fields.
+type Server struct {
+	Config  Config
+	Log     *slog.Logger
+	DB      *db.DB
+	Blobs   *blob.Store
+	Auth    *auth.Store
+	Git     *distgit.Store
+	Build   *build.Store
+	Release *release.Store
+	Sign    *sign.Store
+	Repo    *repo.Store
+	Prov    *prov.Store
+	Web     *web.Server
+	URL     string // where it is served
+	CA      string // file of the CA that its certificate is of, or ""
+	Token   string // the admin's first token, on the first start only
+
+	listener net.Listener
+	http     *http.Server
+	stop     context.CancelFunc
+	loops    sync.WaitGroup
+}
+
+// schemas is every owner's tables, leaves first.
+func schemas() []db.Schema {
+	return []db.Schema{event.Schema(), auth.Schema(), distgit.Schema(), build.Schema(), release.Schema(), sign.Schema(), repo.Schema(), prov.Schema()}
+}
+
+// NewServer opens everything and serves; version and log come from the command line.
+func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger) (s *Server, err error) {
+	s = &Server{Config: cfg, Log: log}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if err := s.defaults(); err != nil {
+		return s, err
+	}
+	if s.DB, err = db.Open(ctx, s.Config.DB, db.Options{Log: log}); err != nil {
+		return s, err
+	}
+	if err := s.DB.Migrate(ctx, schemas()...); err != nil {
+		return s, err
+	}
+	if s.Blobs, err = blob.Open(filepath.Join(s.Config.Dir, "blobs")); err != nil {
+		return s, err
+	}
+	s.Auth = auth.NewStore(s.DB)
+	if s.Git, err = distgit.New(auth.AsSystem(ctx), distgit.Config{DB: s.DB, Blobs: s.Blobs, Dir: filepath.Join(s.Config.Dir, "git"), Log: log}); err != nil {
+		return s, err
+	}
+	s.Release = release.New(s.DB)
+	s.Build = build.New(build.Config{DB: s.DB, Blobs: s.Blobs, Git: s.Git, Tags: s.Release, Roots: roots{s}, Dir: filepath.Join(s.Config.Dir, "build"), Log: log})
+	s.Sign = sign.New(s.DB, log)
+	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, HTTP: repo.Client(), Log: log})
+	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
+	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
+	s.routes()
+	if s.Token, err = s.Auth.Bootstrap(ctx); err != nil {
+		return s, err
+	}
+	return s, s.listen()
+}
+
+func (s *Server) defaults() error {
+	c := &s.Config
+	if c.Dir == "" {
+		c.Dir = "drover-data"
+	}
+	var err error
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return fault.Unavailable("dir", "the data directory cannot be made").Wrap(err).Fix("give another with --dir, or the right to write there")
+	}
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:7280"
+	}
+	if c.DB == "" {
+		c.DB = filepath.Join(c.Dir, "drover.db")
+	}
+	if (c.Cert == "") != (c.Key == "") {
+		return fault.Invalid("tls", "cert and key go together")
+	}
+	return nil
+}
+
+func (s *Server) routes() {
+	s.Web.Menu("Overview", "/")
+	s.Web.Menu("Packages", "/packages")
+	s.Web.Menu("Builds", "/builds")
+	s.Web.Menu("Tasks", "/tasks")
+	s.Web.Menu("Tags", "/tags")
+	s.Web.Menu("Snapshots", "/snapshots")
+	s.Web.Menu("Events", "/events")
+	s.Auth.Routes(s.Web)
+	event.Routes(s.Web, s.DB, auth.Need)
+	s.Git.Routes(s.Web, func(ctx context.Context, name string) (any, error) {
+		return s.Build.List(ctx, build.Filter{Package: strings.TrimPrefix(name, "rpms/"), Limit: 20})
+	})
+	s.Build.Routes(s.Web)
+	s.Release.Routes(s.Web, s.Build)
+	s.Sign.Routes(s.Web)
+	s.Repo.Routes(s.Web)
+	s.Prov.Routes(s.Web)
+	s.overview()
+}
+
+// listen opens the address and decides on TLS.
+func (s *Server) listen() error {
+	host, _, err := net.SplitHostPort(s.Config.Listen)
+	if err != nil {
+		return fault.Invalid("listen", "%q is no address to listen on", s.Config.Listen).Fix("use HOST:PORT")
+	}
+	ip := net.ParseIP(host)
+	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
+	l, err := net.Listen("tcp", s.Config.Listen)
+	if err != nil {
+		return fault.Unavailable("listen", "%s cannot be listened on", s.Config.Listen).Wrap(err).Fix("another server may run already; give another address with --listen")
+	}
+	s.listener = l
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return err
+	}
+	if loopback && !s.Config.TLS && s.Config.Cert == "" {
+		s.URL = "http://" + net.JoinHostPort(host, port)
+		return nil
+	}
+	name, _ := os.Hostname()
+	cert, ca, err := certificate(s.Config, append([]string{"localhost", "127.0.0.1", "::1", name}, s.Config.Names...))
+	if err != nil {
+		return err
+	}
+	s.CA = ca
+	if host == "" || ip != nil && ip.IsUnspecified() {
+		host = name
+	}
+	s.URL = "https://" + net.JoinHostPort(host, port)
+	s.listener = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+	return nil
+}
+
+// Run serves until ctx ends, then lets requests finish and stops the loops and the children.
+func (s *Server) Run(ctx context.Context) error {
+	lctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	defer stop()
+	failed := make(chan error, 4)
+	loop := func(name string, fn func(context.Context) error) {
+		s.loops.Go(func() {
+			if err := fn(lctx); err != nil && lctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+			}
+		})
+	}
+	s.http = s.Web.HTTPServer()
+	// What waits for something (polls, followed logs) ends when the server does.
+	s.http.BaseContext = func(net.Listener) context.Context { return lctx }
+	s.loops.Go(func() {
+		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	})
+	loop("leases", s.Build.Run)
+	loop("publishing", s.Repo.Run)
+	loop("attestations", s.Prov.Run)
+	children, err := s.children(lctx)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	children() // builders give back what they hold while the server still hears them
+	stop()
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if serr := s.http.Shutdown(sctx); serr != nil {
+		_ = s.http.Close()
+	}
+	s.loops.Wait()
+	return err
+}
+
+// Close closes what NewServer opened.
+func (s *Server) Close() {
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+	if s.DB != nil {
+		if err := s.DB.Close(); err != nil {
+			s.Log.Error("close", "err", err)
+		}
+	}
+}
+
+// roots tells the build system which repositories a buildroot installs from: the tag's own,
+// then the mirrors it names.
+type roots struct{ s *Server }
+
+// Repos implements build.Roots.
+func (r roots) Repos(ctx context.Context, tag, arch string) ([]wire.Repo, error) {
+	if err := r.s.Repo.Published(ctx, tag); err != nil {
+		return nil, err
+	}
+	t, err := r.s.Release.Tag(ctx, tag, "")
+	if err != nil {
+		return nil, err
+	}
+	var out []wire.Repo
+	for _, name := range append([]string{tag}, t.Mirrors...) {
+		x, ok, err := r.s.Repo.Repo(ctx, name, arch)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
+// packets is the signer as repo sees it.
+type packets struct{ s *sign.Store }
+
+// Packets implements repo.Signer.
+func (p packets) Packets(ctx context.Context, rs []repo.SignRequest) ([][]byte, error) {
+	out := make([]sign.Request, len(rs))
+	for i, r := range rs {
+		out[i] = sign.Request{Key: r.Key, Tag: r.Tag, Subject: r.Subject, Digest: r.Digest, State: r.State}
+	}
+	return p.s.Sign(ctx, out)
+}
+
+// Greet prints where the server is, and the first token once.
+func (s *Server) Greet(w io.Writer) {
+	fmt.Fprintf(w, "drover serves %s (%s, data in %s)\n", s.URL, s.DB, s.Config.Dir)
+	if s.CA != "" {
+		fmt.Fprintf(w, "clients trust it by: export DROVER_CA=%s\n", s.CA)
+	}
+	if s.Token != "" {
+		fmt.Fprintf(w, "the first admin's token, shown this once: %s\nlog in with: drover login %s --token-file -\n", s.Token, s.URL)
+	}
+}
