@@ -66,7 +66,8 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 			}
 			o.Tasks = append(o.Tasks, *t)
 		}
-		if len(o.Tasks) > 0 || len(o.Cancel) > 0 {
+		// Requests can overtake each other: a poll that is not the newest asks again.
+		if len(o.Tasks) > 0 || len(o.Cancel) > 0 || !s.isNewest(builder, poll) {
 			return o, nil
 		}
 		// Another server on the same database cannot wake us: look again now and then.

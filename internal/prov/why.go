@@ -124,8 +124,7 @@ func owner(ctx context.Context, root, file string) (header, verdict string, err 
 		if err := rows.Scan(&b); err != nil {
 			return "", "", err
 		}
-		// The database leaves out the header's magic.
-		h, _, err := rpm.ParseHeader(append([]byte{0x8e, 0xad, 0xe8, 0x01, 0, 0, 0, 0}, b...))
+		h, err := rpm.ParseInstalled(b)
 		if err != nil {
 			return "", "", err
 		}

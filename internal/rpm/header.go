@@ -58,7 +58,20 @@ func headerSize(intro []byte) (size int, err error) {
 // count and bounds; strings end in the store; values of entries don't overlap, which also
 // bounds the work to one pass over the bytes. Beyond librpm, no tag may come twice, so that
 // no two readers can disagree on its value. Errors have code rpm_header.
-func ParseHeader(b []byte) (Header, int, error) {
+func ParseHeader(b []byte) (Header, int, error) { return parseHeader(b, false) }
+
+// ParseInstalled checks a header as an rpm database keeps it, in the blobs of its table
+// Packages: without magic, and with what rpm noted when it installed the package (time, file
+// states, the signature's tags) as entries behind the region. Errors have code rpm_header.
+func ParseInstalled(blob []byte) (Header, error) {
+	h, size, err := parseHeader(append(magic[:], blob...), true)
+	if err == nil && size != len(magic)+len(blob) {
+		err = bad("%d bytes follow the header", len(magic)+len(blob)-size)
+	}
+	return h, err
+}
+
+func parseHeader(b []byte, installed bool) (Header, int, error) {
 	size, err := headerSize(b)
 	if err != nil {
 		return Header{}, 0, err
@@ -68,17 +81,19 @@ func ParseHeader(b []byte) (Header, int, error) {
 	}
 	il := int(binary.BigEndian.Uint32(b[8:]))
 	h := Header{raw: b[:size:size], index: b[introSize : introSize+il*entrySize], store: b[introSize+il*entrySize : size : size], sorted: true}
-	first, limit := 0, len(h.store)
+	first, covered, limit := 0, il, len(h.store)
 	if t := h.entry(0).tag; t == SigRegion || t == RegionImmutable {
-		trailer, err := h.region(t)
-		if err != nil {
+		if covered, limit, err = h.region(t, installed); err != nil {
 			return Header{}, 0, err
 		}
-		first, limit = 1, trailer
+		first = 1
 	}
 	var end int
 	var last Tag
 	for i := first; i < il; i++ {
+		if i == covered { // the entries behind the region start over
+			end, limit = limit+entrySize, len(h.store)
+		}
 		e := h.entry(i)
 		if e.tag < I18NTable {
 			return Header{}, 0, bad("tag %d out of place", e.tag)
@@ -99,7 +114,7 @@ func ParseHeader(b []byte) (Header, int, error) {
 		}
 		last = e.tag
 	}
-	if !h.sorted {
+	if !h.sorted && !installed { // rpm itself takes the first of a database's
 		if err := h.unique(); err != nil {
 			return Header{}, 0, err
 		}
@@ -120,29 +135,31 @@ func (h Header) unique() error {
 	return nil
 }
 
-// region checks the first entry, a region tag, and returns where in the store its trailer
-// starts. The trailer must say that the region covers the whole index: what lies outside
-// it is covered by no signature and belongs in no package file.
-func (h Header) region(tag Tag) (trailer int, err error) {
+// region checks the first entry, a region tag, and returns how many entries it covers and
+// where in the store its trailer starts. The trailer must say that the region covers the
+// whole index, unless the header is an installed one: what lies outside it is covered by no
+// signature and belongs in no package file.
+func (h Header) region(tag Tag, installed bool) (entries, trailer int, err error) {
 	e := h.entry(0)
 	if e.typ != TypeBin || e.count != entrySize || uint64(e.offset)+entrySize > uint64(len(h.store)) {
-		return 0, bad("the region tag is no region")
+		return 0, 0, bad("the region tag is no region")
 	}
 	t := h.store[e.offset : e.offset+entrySize]
 	// rpm 4 wrote "61" (image) into the trailers of signature headers for a time.
 	if got := Tag(binary.BigEndian.Uint32(t)); got != tag && (tag != SigRegion || got != 61) {
-		return 0, bad("the region's trailer is of tag %d", got)
+		return 0, 0, bad("the region's trailer is of tag %d", got)
 	}
 	if binary.BigEndian.Uint32(t[4:]) != TypeBin || binary.BigEndian.Uint32(t[12:]) != entrySize {
-		return 0, bad("the region's trailer is none")
+		return 0, 0, bad("the region's trailer is none")
 	}
-	if covered := -int64(int32(binary.BigEndian.Uint32(t[8:]))); covered != int64(len(h.index)) {
-		return 0, bad("the region covers %d bytes of an index of %d", covered, len(h.index))
+	covered := -int64(int32(binary.BigEndian.Uint32(t[8:])))
+	if covered < entrySize || covered > int64(len(h.index)) || covered%entrySize != 0 || covered < int64(len(h.index)) && !installed {
+		return 0, 0, bad("the region covers %d bytes of an index of %d", covered, len(h.index))
 	}
-	if int(e.offset)+entrySize != len(h.store) {
-		return 0, bad("%d bytes lie behind the region", len(h.store)-int(e.offset)-entrySize)
+	if int(e.offset)+entrySize != len(h.store) && !installed {
+		return 0, 0, bad("%d bytes lie behind the region", len(h.store)-int(e.offset)-entrySize)
 	}
-	return int(e.offset), nil
+	return int(covered / entrySize), int(e.offset), nil
 }
 
 // entry is one line of the index.

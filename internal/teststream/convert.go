@@ -68,8 +68,11 @@ func convert(d *deb) *spec {
 			s.conflict = appendText(s.conflict, depText(cl, s.name))
 		}
 	}
-	if s.name == "gcc" {
-		s.requires = append(s.requires, "glibc-devel") // Debian only recommends it, CentOS's gcc needs it
+	switch s.name { // what Debian recommends or holds essential, and CentOS's package needs or is
+	case "gcc":
+		s.requires = append(s.requires, "glibc-devel")
+	case "libc6":
+		s.requires = append(s.requires, "libc-bin")
 	}
 	// An unversioned Provides of Debian satisfies no versioned relation; in RPM it would.
 	for _, cl := range parseRelations(c["Provides"]) {
