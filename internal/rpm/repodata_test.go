@@ -303,38 +303,64 @@ func writeRepo(t *testing.T, dir string, files []rpm.MetaFile) []byte {
 	return md
 }
 
-// createrepo_c --update takes a package from the old metadata when name, size and time fit,
-// and says how many it took: all.
+// reread lets createrepo_c --update take every package from the metadata that is there, and
+// gives the entries that it writes by type and pkgid.
+func reread(t *testing.T, dir string, packages int) map[string]map[string]string {
+	t.Helper()
+	// A package counts as taken when name, size and time fit.
+	out := createrepo(t, "--update", "--verbose", dir)
+	if hits := strings.Count(out, "CACHE HIT "); hits != packages {
+		t.Errorf("%d of %d packages taken from the metadata:\n%s", hits, packages, out)
+	}
+	all := map[string]map[string]string{}
+	for _, typ := range []string{"primary", "filelists", "other"} {
+		files, err := filepath.Glob(filepath.Join(dir, "repodata", "*-"+typ+".xml.gz"))
+		if err != nil || len(files) != 1 {
+			t.Fatal(typ, files, err)
+		}
+		b, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[typ], _ = entries(t, unpack(t, bytes.NewReader(b)))
+	}
+	return all
+}
+
+// What createrepo_c --update makes of our metadata is what it makes of its own, and is our
+// metadata but for one fault of its reader: it takes the "&amp;" of an attribute for "&#38;",
+// in metadata of its own making too.
 func TestCreaterepoUpdatesFromOurMetadata(t *testing.T) {
 	dir, frags := rpmDir(t)
+	createrepo(t, dir)
+	own := reread(t, dir, len(frags))
+	if err := os.RemoveAll(filepath.Join(dir, "repodata")); err != nil {
+		t.Fatal(err)
+	}
 	files, err := rpm.Metadata(frags, nil, rpm.Gzip)
 	if err != nil {
 		t.Fatal(err)
 	}
 	writeRepo(t, dir, files)
-	out := createrepo(t, "--update", "--verbose", dir)
-	hits := strings.Count(out, "CACHE HIT ")
-	if hits != len(frags) {
-		t.Errorf("%d of %d packages taken from our metadata:\n%s", hits, len(frags), out)
+	got := reread(t, dir, len(frags))
+	if d := cmp.Diff(own, got); d != "" {
+		t.Errorf("made of its own metadata and of ours (-its +ours):\n%s", d)
 	}
-	// What it writes from ours is ours.
+	faults := 0
 	for _, m := range files {
-		theirs, err := filepath.Glob(filepath.Join(dir, "repodata", "*-"+m.Type+".xml.gz"))
-		if err != nil || len(theirs) == 0 {
-			t.Fatal(m.Type, err)
-		}
-		for _, name := range theirs {
-			f, err := os.Open(name)
-			if err != nil {
-				t.Fatal(err)
+		ours, _ := entries(t, unpack(t, bytes.NewReader(m.Data)))
+		for id, e := range got[m.Type] {
+			if !strings.Contains(ours[id], "&amp;#38;") {
+				faults += strings.Count(e, "&amp;#38;")
+				e = strings.ReplaceAll(e, "&amp;#38;", "&amp;")
 			}
-			defer f.Close()
-			want, _ := entries(t, unpack(t, bytes.NewReader(m.Data)))
-			got, _ := entries(t, unpack(t, f))
-			if d := cmp.Diff(want, got); d != "" {
+			if d := cmp.Diff(strings.Split(ours[id], "\n"), strings.Split(e, "\n")); d != "" {
 				t.Errorf("%s (-ours +its):\n%s", m.Type, d)
 			}
 		}
+	}
+	if faults > 1 {
+		t.Errorf("%d attributes with an ampersand, of the one that the packages have", faults)
 	}
 }
 
