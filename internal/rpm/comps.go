@@ -3,8 +3,6 @@ package rpm
 import (
 	"bytes"
 	"cmp"
-	"encoding/xml"
-	"errors"
 	"io"
 	"slices"
 	"strconv"
@@ -57,60 +55,8 @@ const (
 	maxCompsItem = 1 << 20
 )
 
-type compsText struct {
-	Lang string `xml:"lang,attr"`
-	Text string `xml:",chardata"`
-}
-
-type compsIDs struct {
-	IDs []string `xml:"groupid"`
-}
-
-type compsNames struct {
-	ID    string      `xml:"id"`
-	Name  []compsText `xml:"name"`
-	Desc  []compsText `xml:"description"`
-	Order string      `xml:"display_order"`
-}
-
-type compsGroup struct {
-	compsNames
-	Default  string `xml:"default"`
-	Visible  string `xml:"uservisible"`
-	BiArch   string `xml:"biarchonly"`
-	Packages struct {
-		Reqs []struct {
-			Type     string `xml:"type,attr"`
-			Requires string `xml:"requires,attr"`
-			Name     string `xml:",chardata"`
-		} `xml:"packagereq"`
-	} `xml:"packagelist"`
-}
-
-func plainText(ts []compsText) string {
-	for _, t := range ts {
-		if t.Lang == "" {
-			return strings.TrimSpace(t.Text)
-		}
-	}
-	return ""
-}
-
-func (c compsNames) read() (id, name, desc string, order int) {
-	order, _ = strconv.Atoi(strings.TrimSpace(c.Order)) // no number is no wish
-	return strings.TrimSpace(c.ID), plainText(c.Name), plainText(c.Desc), order
-}
-
-func trimAll(ss []string) []string {
-	for i := range ss {
-		ss[i] = strings.TrimSpace(ss[i])
-	}
-	return ss
-}
-
 // ReadComps reads a comps.xml, compressed or not, of at most 64 MiB. Elements that it does
-// not know are passed over. It reads one group at a time and refuses entities other than
-// XML's own. Errors have code repodata.
+// not know are passed over. Errors have code repodata.
 func ReadComps(r io.Reader) (Comps, error) {
 	var c Comps
 	in, done, err := Open(r)
@@ -118,93 +64,145 @@ func ReadComps(r io.Reader) (Comps, error) {
 		return c, err
 	}
 	defer done()
-	d := xml.NewDecoder(&bounded{r: in, left: maxComps})
-	root := false
+	x := newScanner(&bounded{r: in, left: maxComps})
+	x.doctype = true
+	root, err := x.element()
+	if err != nil {
+		return c, err
+	}
+	if string(root.name) != "comps" || root.end {
+		return c, badMeta("groups that start with %.40q", root.name)
+	}
 	items := 0
-	for {
-		t, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return c, badMeta("the groups are no XML of their kind").Wrap(err)
-		}
-		se, ok := t.(xml.StartElement)
-		if !ok {
-			continue
-		}
-		if !root {
-			if se.Name.Local != "comps" {
-				return c, badMeta("groups that start with %.40q", se.Name.Local)
-			}
-			root = true
-			continue
-		}
-		if err := c.item(d, se); err != nil {
-			return c, err
-		}
+	err = x.children(root, func(t tag) error {
 		if items++; items > maxCompsItem {
-			return c, badMeta("over %d groups", maxCompsItem)
+			return badMeta("over %d groups", maxCompsItem)
 		}
-	}
-	if !root {
-		return c, badMeta("no groups in it")
-	}
-	return c, nil
-}
-
-// item reads one element below the root.
-func (c *Comps) item(d *xml.Decoder, se xml.StartElement) error {
-	wrap := func(err error) error {
-		if err != nil {
-			return badMeta("the groups are no XML of their kind").Wrap(err)
+		switch string(t.name) {
+		case "group":
+			return c.group(x, t)
+		case "category":
+			var g CompsCategory
+			err := x.children(t, func(t tag) error {
+				if string(t.name) == "grouplist" {
+					return x.groupIDs(t, &g.Groups)
+				}
+				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+			})
+			c.Categories = append(c.Categories, g)
+			return err
+		case "environment":
+			var g CompsEnvironment
+			err := x.children(t, func(t tag) error {
+				switch string(t.name) {
+				case "grouplist":
+					return x.groupIDs(t, &g.Groups)
+				case "optionlist":
+					return x.groupIDs(t, &g.Options)
+				}
+				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+			})
+			c.Environments = append(c.Environments, g)
+			return err
 		}
 		return nil
+	})
+	if err == nil {
+		err = x.tail()
 	}
-	switch se.Name.Local {
-	case "group":
-		var x compsGroup
-		if err := d.DecodeElement(&x, &se); err != nil {
-			return wrap(err)
+	return c, err
+}
+
+// group reads a group.
+func (c *Comps) group(x *scanner, t tag) error {
+	g := CompsGroup{Visible: true}
+	err := x.children(t, func(t tag) error {
+		switch string(t.name) {
+		case "default":
+			s, err := x.word(t)
+			g.Default = s == "true"
+			return err
+		case "uservisible":
+			s, err := x.word(t)
+			g.Visible = s != "false"
+			return err
+		case "biarchonly":
+			s, err := x.word(t)
+			g.BiArchOnly = s == "true"
+			return err
+		case "packagelist":
+			return x.children(t, func(t tag) error {
+				if string(t.name) != "packagereq" {
+					return nil
+				}
+				p, err := x.compsPackage(t)
+				g.Packages = append(g.Packages, p)
+				return err
+			})
 		}
-		g := CompsGroup{Default: strings.TrimSpace(x.Default) == "true", Visible: strings.TrimSpace(x.Visible) != "false", BiArchOnly: strings.TrimSpace(x.BiArch) == "true"}
-		g.ID, g.Name, g.Description, g.Order = x.read()
-		if g.ID == "" {
-			return badMeta("a group without an id")
-		}
-		for _, p := range x.Packages.Reqs {
-			g.Packages = append(g.Packages, CompsPackage{strings.TrimSpace(p.Name), cmp.Or(p.Type, "mandatory"), p.Requires})
-		}
-		c.Groups = append(c.Groups, g)
-	case "category":
-		var x struct {
-			compsNames
-			Groups compsIDs `xml:"grouplist"`
-		}
-		if err := d.DecodeElement(&x, &se); err != nil {
-			return wrap(err)
-		}
-		var g CompsCategory
-		g.ID, g.Name, g.Description, g.Order = x.read()
-		g.Groups = trimAll(x.Groups.IDs)
-		c.Categories = append(c.Categories, g)
-	case "environment":
-		var x struct {
-			compsNames
-			Groups  compsIDs `xml:"grouplist"`
-			Options compsIDs `xml:"optionlist"`
-		}
-		if err := d.DecodeElement(&x, &se); err != nil {
-			return wrap(err)
-		}
-		var g CompsEnvironment
-		g.ID, g.Name, g.Description, g.Order = x.read()
-		g.Groups, g.Options = trimAll(x.Groups.IDs), trimAll(x.Options.IDs)
-		c.Environments = append(c.Environments, g)
+		return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+	})
+	if err == nil && g.ID == "" {
+		err = badMeta("a group without an id")
+	}
+	c.Groups = append(c.Groups, g)
+	return err
+}
+
+// compsPackage reads a package of a group.
+func (x *scanner) compsPackage(t tag) (p CompsPackage, err error) {
+	p.Type, err = t.attr("type")
+	if err == nil {
+		p.Requires, err = t.attr("requires")
+	}
+	if p.Type == "" {
+		p.Type = "mandatory"
+	}
+	if err == nil {
+		p.Name, err = x.word(t)
+	}
+	if err == nil && p.Name == "" {
+		err = badMeta("a group with a package without a name")
+	}
+	return p, err
+}
+
+// compsField reads one of the elements that groups, categories and environments share. The
+// first text without a language counts.
+func (x *scanner) compsField(t tag, id, name, description *string, order *int) error {
+	var to *string
+	switch string(t.name) {
+	case "id":
+		to = id
+	case "name":
+		to = name
+	case "description":
+		to = description
+	case "display_order":
+		s, err := x.word(t)
+		*order, _ = strconv.Atoi(s) // no number is no wish
+		return err
 	default:
-		return wrap(d.Skip())
+		return nil
 	}
-	return nil
+	lang, err := t.attr("xml:lang")
+	if err != nil || lang != "" || *to != "" {
+		return err
+	}
+	*to, err = x.word(t)
+	return err
+}
+
+// groupIDs reads a list of ids of groups.
+func (x *scanner) groupIDs(t tag, out *[]string) error {
+	return x.children(t, func(t tag) error {
+		if string(t.name) != "groupid" {
+			return nil
+		}
+		s, err := x.word(t)
+		*out = append(*out, s)
+		return err
+	})
 }
 
 // XML writes comps.xml. Groups, categories and environments come sorted by id and packages

@@ -130,7 +130,7 @@ func (w *FileWalk) Flags() uint32 { return uint32(w.flags.At(w.i)) }
 
 // maxPaths is how much longer than the header all paths of its files together may be: a
 // long directory that many files share must not grow past reason.
-const maxPaths = 16
+const maxPaths = 4
 
 // Files is the files of a package in the header's order, or an error with code rpm_header
 // when the lists of the header do not fit each other.

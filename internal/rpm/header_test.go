@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -344,13 +343,4 @@ func TestHeadersAreReadWithoutAllocating(t *testing.T) {
 			t.Errorf("%s: %v allocations, %d read", name, n, sum)
 		}
 	}
-}
-
-// allocated is how many bytes fn takes from the heap, all garbage counted.
-func allocated(fn func()) uint64 {
-	var a, b runtime.MemStats
-	runtime.ReadMemStats(&a)
-	fn()
-	runtime.ReadMemStats(&b)
-	return b.TotalAlloc - a.TotalAlloc
 }

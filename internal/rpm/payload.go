@@ -22,9 +22,9 @@ import (
 	"github.com/xi2/xz"
 )
 
-// maxWindow bounds what a decompressor may take into memory on the word of its input: twice
-// the dictionary of xz -9, and that of zstd --long.
-const maxWindow = 128 << 20
+// MaxWindow bounds the dictionary that a decompressor may take into memory on the word of its
+// input: twice that of xz -9, and that of zstd --long.
+const MaxWindow = 128 << 20
 
 // PayloadFile is one entry of a payload.
 type PayloadFile struct {
@@ -97,10 +97,10 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	case bytes.HasPrefix(m, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	case bytes.HasPrefix(m, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		x, err := xz.NewReader(r, maxWindow)
+		x, err := xz.NewReader(r, MaxWindow)
 		return io.NopCloser(x), err
 	case bytes.HasPrefix(m, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +109,7 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 		return io.NopCloser(r), nil
 	case bytes.HasPrefix(m, []byte{0x5d, 0, 0}):
 		// Unlike its xz package, this one takes DictCap for the limit that it is.
-		l, err := lzma.ReaderConfig{DictCap: maxWindow}.NewReader(r)
+		l, err := lzma.ReaderConfig{DictCap: MaxWindow}.NewReader(r)
 		return io.NopCloser(l), err
 	}
 	return nil, fault.Invalid("rpm_payload", "a payload of unknown compression: %x", m)

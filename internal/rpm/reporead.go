@@ -3,7 +3,6 @@ package rpm
 import (
 	"bytes"
 	"encoding/hex"
-	"encoding/xml"
 	"io"
 	"path"
 	"strconv"
@@ -52,72 +51,111 @@ func checkSum(algo, sum string) bool {
 	return err == nil && len(sum) == sumSizes[algo]
 }
 
-type repomdSum struct {
-	Type string `xml:"type,attr"`
-	Sum  string `xml:",chardata"`
-}
-
-type repomdDoc struct {
-	XMLName  xml.Name `xml:"repomd"`
-	Revision string   `xml:"revision"`
-	Data     []struct {
-		Type     string    `xml:"type,attr"`
-		Checksum repomdSum `xml:"checksum"`
-		Open     repomdSum `xml:"open-checksum"`
-		Location struct {
-			Href string `xml:"href,attr"`
-		} `xml:"location"`
-		Size     int64   `xml:"size"`
-		OpenSize int64   `xml:"open-size"`
-		Time     float64 `xml:"timestamp"` // yum's createrepo wrote fractions
-	} `xml:"data"`
-}
-
-func readRepomd(b []byte) (repomdDoc, error) {
-	var doc repomdDoc
+// readRepomd reads the revision and the files of a repomd.xml, unchecked.
+func readRepomd(b []byte) (revision string, out []Data, err error) {
 	if len(b) > maxRepomd {
-		return doc, badMeta("a repomd.xml of %d bytes", len(b))
+		return "", nil, badMeta("a repomd.xml of %d bytes", len(b))
 	}
-	if err := xml.Unmarshal(b, &doc); err != nil {
-		return doc, badMeta("repomd.xml is no XML of its kind").Wrap(err)
+	x := newScanner(bytes.NewReader(b))
+	root, err := x.element()
+	if err != nil {
+		return "", nil, err
 	}
-	return doc, nil
+	if string(root.name) != "repomd" || root.end {
+		return "", nil, badMeta("repomd.xml starts with %.40q", root.name)
+	}
+	err = x.children(root, func(t tag) (err error) {
+		switch string(t.name) {
+		case "revision":
+			revision, err = x.word(t)
+		case "data":
+			if len(out) == maxData {
+				return badMeta("repomd.xml names over %d files", maxData)
+			}
+			var d Data
+			if d.Type, err = t.attr("type"); err == nil {
+				err = x.children(t, func(t tag) error { return d.field(x, t) })
+			}
+			out = append(out, d)
+		}
+		return err
+	})
+	if err == nil {
+		err = x.tail()
+	}
+	return revision, out, err
+}
+
+// field takes one of the elements of a file of repomd.xml.
+func (d *Data) field(x *scanner, t tag) error {
+	var algo, sum *string
+	var number *int64
+	switch string(t.name) {
+	case "checksum":
+		algo, sum = &d.Algo, &d.Sum
+	case "open-checksum":
+		algo, sum = &d.OpenAlgo, &d.OpenSum
+	case "size":
+		number = &d.Size
+	case "open-size":
+		number = &d.OpenSize
+	case "timestamp":
+		number = &d.Time
+	case "location":
+		var err error
+		d.Href, err = t.attr("href")
+		return err
+	default:
+		return nil
+	}
+	if algo != nil {
+		var err error
+		if *algo, err = t.attr("type"); err != nil {
+			return err
+		}
+	}
+	s, err := x.word(t)
+	if err != nil {
+		return err
+	}
+	if sum != nil {
+		*sum = s
+		return nil
+	}
+	whole, _, _ := strings.Cut(s, ".") // yum's createrepo wrote fractions of seconds
+	if *number, err = strconv.ParseInt(whole, 10, 64); err != nil {
+		return badMeta("%.40q for a number in repomd.xml", s)
+	}
+	return nil
 }
 
 // ReadRevision is the revision of a repomd.xml: a number that rises, as a rule the time of
 // its making in seconds, or any text.
 func ReadRevision(b []byte) (string, error) {
-	doc, err := readRepomd(b)
-	return strings.TrimSpace(doc.Revision), err
+	revision, _, err := readRepomd(b)
+	return revision, err
 }
 
 // ReadRepomd reads a repomd.xml of at most 1 MiB. Every file has a location below the
 // root and a digest of a known algorithm, no type comes twice, and a primary file is there.
 // Errors have code repodata or repodata_location.
 func ReadRepomd(b []byte) ([]Data, error) {
-	doc, err := readRepomd(b)
+	_, out, err := readRepomd(b)
 	if err != nil {
 		return nil, err
 	}
-	if len(doc.Data) == 0 || len(doc.Data) > maxData {
-		return nil, badMeta("repomd.xml names %d files", len(doc.Data))
-	}
-	var out []Data
 	seen := map[string]bool{}
-	for _, d := range doc.Data {
-		x := Data{Type: d.Type, Href: d.Location.Href, Sum: strings.TrimSpace(d.Checksum.Sum), Algo: d.Checksum.Type, Size: d.Size,
-			OpenSum: strings.TrimSpace(d.Open.Sum), OpenAlgo: d.Open.Type, OpenSize: d.OpenSize, Time: int64(d.Time)}
-		if err := CheckHref(x.Href); err != nil {
+	for _, d := range out {
+		if err := CheckHref(d.Href); err != nil {
 			return nil, err
 		}
-		if !checkSum(x.Algo, x.Sum) || x.OpenSum != "" && !checkSum(x.OpenAlgo, x.OpenSum) || x.Size < 0 || x.OpenSize < 0 {
-			return nil, badMeta("the %.40q file of repomd.xml has no usable checksum or size", x.Type)
+		if !checkSum(d.Algo, d.Sum) || d.OpenSum != "" && !checkSum(d.OpenAlgo, d.OpenSum) || d.Size < 0 || d.OpenSize < 0 {
+			return nil, badMeta("the %.40q file of repomd.xml has no usable checksum or size", d.Type)
 		}
-		if seen[x.Type] {
-			return nil, badMeta("repomd.xml names two %.40q files", x.Type)
+		if seen[d.Type] {
+			return nil, badMeta("repomd.xml names two %.40q files", d.Type)
 		}
-		seen[x.Type] = true
-		out = append(out, x)
+		seen[d.Type] = true
 	}
 	if !seen["primary"] {
 		return nil, badMeta("repomd.xml names no primary file")
@@ -342,7 +380,7 @@ func Open(r io.Reader) (io.Reader, func(), error) {
 	all := io.MultiReader(bytes.NewReader(m[:n]), r)
 	switch {
 	case bytes.HasPrefix(m[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(all, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
+		z, err := zstd.NewReader(all, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, nil, badMeta("broken zstd").Wrap(err)
 		}
@@ -354,7 +392,7 @@ func Open(r io.Reader) (io.Reader, func(), error) {
 		}
 		return g, func() { _ = g.Close() }, nil
 	case bytes.HasPrefix(m[:], []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		x, err := xz.NewReader(all, maxWindow)
+		x, err := xz.NewReader(all, MaxWindow)
 		if err != nil {
 			return nil, nil, badMeta("broken xz").Wrap(err)
 		}

@@ -20,13 +20,15 @@ const (
 
 // scanner reads the XML of repository metadata some ten times as fast as encoding/xml: it
 // skips the texts that nobody asks for and copies nothing else. It takes well-formed UTF-8
-// documents without a document type; those, and entities other than XML's own five and
-// character references, are refused.
+// documents; document types, but for one that declares nothing where doctype is set, and
+// entities other than XML's own five and character references are refused.
 type scanner struct {
 	r    *bufio.Reader
 	read int64    // bytes so far
 	open [][]byte // names of the open elements
 	big  []byte   // a tag or text that does not fit the reader's buffer
+
+	doctype bool // a document type may name the document's kind, but declare nothing
 }
 
 // tag is the start or end of an element. Its bytes are valid until the next call of the
@@ -156,44 +158,55 @@ func (x *scanner) tag() (t tag, ok bool, err error) {
 	return t, true, nil
 }
 
-// inside reads up to the ">" that ends a tag: not one in an attribute's value.
+// inside reads up to the ">" that ends a tag: not one in an attribute's value. Every byte is
+// looked at once, however many of those there are.
 func (x *scanner) inside() ([]byte, error) {
-	b, err := x.until('>', maxTag)
-	if err != nil {
-		return nil, err
-	}
-	if len(b) == 0 {
-		return nil, badMeta("an empty tag")
-	}
-	for unclosed(b) {
-		kept := append(append(make([]byte, 0, 2*len(b)+64), b...), '>')
-		more, err := x.until('>', maxTag)
-		if err != nil {
-			return nil, err
-		}
-		if b = append(kept, more...); len(b) > maxTag {
-			return nil, badMeta("a tag of over %d bytes", maxTag)
-		}
-	}
-	return b, nil
-}
-
-// unclosed tells whether b ends in a quoted value.
-func unclosed(b []byte) bool {
+	x.big = x.big[:0]
+	var quote byte
 	for {
-		i := bytes.IndexAny(b, `"'`)
-		if i < 0 {
-			return false
+		b, err := x.r.ReadSlice('>')
+		x.read += int64(len(b))
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, cut(err)
 		}
-		n := bytes.IndexByte(b[i+1:], b[i])
-		if n < 0 {
-			return true
+		quote = openQuote(quote, b)
+		done := err == nil && quote == 0
+		if !done || len(x.big) > 0 {
+			x.big = append(x.big, b...)
+			b = x.big
 		}
-		b = b[i+n+2:]
+		switch {
+		case len(b) > maxTag:
+			return nil, badMeta("a tag of over %d bytes", maxTag)
+		case done && len(b) == 1:
+			return nil, badMeta("an empty tag")
+		case done:
+			return b[:len(b)-1], nil
+		}
 	}
 }
 
-// bang skips a comment or a CDATA section; a document type is refused.
+// openQuote is the quotation mark that is open behind b, where that of quote was before it;
+// 0 is none.
+func openQuote(quote byte, b []byte) byte {
+	for {
+		if quote == 0 {
+			i := bytes.IndexAny(b, `"'`)
+			if i < 0 {
+				return 0
+			}
+			quote, b = b[i], b[i+1:]
+		}
+		n := bytes.IndexByte(b, quote)
+		if n < 0 {
+			return quote
+		}
+		quote, b = 0, b[n+1:]
+	}
+}
+
+// bang skips a comment, a CDATA section, or a document type without declarations where one
+// is allowed.
 func (x *scanner) bang() error {
 	b, err := x.r.Peek(8)
 	switch {
@@ -201,6 +214,12 @@ func (x *scanner) bang() error {
 		return x.comment()
 	case bytes.HasPrefix(b, []byte("![CDATA[")) && len(x.open) > 0:
 		return x.through("]]>")
+	case string(b) == "!DOCTYPE" && x.doctype && len(x.open) == 0:
+		b, err := x.inside()
+		if err == nil && bytes.IndexByte(b, '[') >= 0 {
+			err = badMeta("entities of its own")
+		}
+		return err
 	case err != nil && !errors.Is(err, io.EOF):
 		return cut(err)
 	}
@@ -216,22 +235,44 @@ func (x *scanner) comment() error {
 	return x.through("-->")
 }
 
-// through skips everything up to and with the mark, which ends in ">".
+// through skips everything up to and with the mark, of two or three bytes, which ends in
+// ">".
 func (x *scanner) through(mark string) error {
-	var last [2]byte // what came before the current slice
+	var end [5]byte // the last two bytes before b and up to three of b
 	for {
 		b, err := x.r.ReadSlice('>')
 		x.read += int64(len(b))
-		if err == nil {
-			end := append(last[:], b...)
-			if bytes.HasSuffix(end, []byte(mark)) {
-				return nil
-			}
-		} else if !errors.Is(err, bufio.ErrBufferFull) {
+		n := copy(end[2:], b[max(0, len(b)-3):])
+		if err == nil && bytes.HasSuffix(end[:2+n], []byte(mark)) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return cut(err)
 		}
-		keep := append(last[:], b...)
-		copy(last[:], keep[len(keep)-2:])
+		copy(end[:2], end[n:])
+	}
+}
+
+// children gives the elements directly in t to fn, which may take their texts, and ends
+// behind t.
+func (x *scanner) children(t tag, fn func(tag) error) error {
+	if t.empty {
+		return nil
+	}
+	depth := t.depth
+	for {
+		e, err := x.element()
+		switch {
+		case err != nil:
+			return err
+		case e.end && e.depth == depth:
+			return nil
+		case e.end || e.depth != depth+1:
+			continue
+		}
+		if err := fn(e); err != nil {
+			return err
+		}
 	}
 }
 
@@ -268,6 +309,12 @@ func (x *scanner) text(t tag) (string, error) {
 		}
 		return out.String(), nil
 	}
+}
+
+// word is text without white space around it.
+func (x *scanner) word(t tag) (string, error) {
+	s, err := x.text(t)
+	return strings.TrimSpace(s), err
 }
 
 // tail checks that nothing follows the document.
@@ -344,6 +391,7 @@ func unescape(out *strings.Builder, b []byte) error {
 	if !utf8.Valid(b) {
 		return badMeta("bytes that are no UTF-8")
 	}
+	out.Grow(len(b))
 	for {
 		i := bytes.IndexAny(b, "&<")
 		if i < 0 {
