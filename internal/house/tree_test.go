@@ -63,7 +63,7 @@ var read = sync.OnceValues(func() (*tree, error) {
 			}
 			return nil
 		}
-		if !e.Type().IsRegular() {
+		if !e.Type().IsRegular() || rel == ".git" { // a file, in a linked work tree
 			return nil
 		}
 		t.files = append(t.files, rel)
