@@ -190,9 +190,11 @@ type Config struct {
 type Store struct {
 	Config
 
-	mu    sync.Mutex       // guards nudge and polls
-	nudge chan struct{}    // closed and replaced when tasks came free, ended, or a log grew
-	polls map[string]int64 // number of each builder's newest poll
+	mu    sync.Mutex    // guards nudge
+	nudge chan struct{} // closed and replaced when tasks came free, ended, or a log grew
+
+	handing sync.Mutex       // held while a task is leased; guards polls
+	polls   map[string]int64 // number of each builder's newest poll
 }
 
 // New makes a Store.

@@ -56,7 +56,9 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 		if o.Cancel, err = s.lost(ctx, builder, p.Running); err != nil {
 			return o, err
 		}
-		for enabled && len(o.Tasks) < p.Slots {
+		// A task that this builder has just ended leaves its slot free: the next one goes out in
+		// the same answer.
+		for enabled && len(o.Tasks) < p.Slots+len(o.Cancel) {
 			t, err := s.lease(ctx, builder, poll, p)
 			if err != nil {
 				return o, err
@@ -152,15 +154,15 @@ func (s *Store) lost(ctx context.Context, builder string, held []wire.Held) (ids
 // newest numbers a poll: only the newest of a builder is handed tasks, so that none goes to a
 // poll whose builder has hung up.
 func (s *Store) newest(builder string) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.handing.Lock()
+	defer s.handing.Unlock()
 	s.polls[builder]++
 	return s.polls[builder]
 }
 
 func (s *Store) isNewest(builder string, poll int64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.handing.Lock()
+	defer s.handing.Unlock()
 	return s.polls[builder] == poll
 }
 
@@ -213,11 +215,13 @@ func (s *Store) lease(ctx context.Context, builder string, poll int64, p wire.Po
 	if err != nil || !free {
 		return nil, err
 	}
+	s.handing.Lock() // what is leased before a newer poll begins is there for it to be looked at
+	defer s.handing.Unlock()
+	if s.polls[builder] != poll {
+		return nil, nil
+	}
 	var out *wire.Task
 	err = s.DB.Write(ctx, func(tx *db.Tx) error {
-		if !s.isNewest(builder, poll) {
-			return nil
-		}
 		ts, err := tasksWhere(tx, "state = 'FREE' ORDER BY priority, id LIMIT 200")
 		if err != nil {
 			return err

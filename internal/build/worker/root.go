@@ -238,7 +238,7 @@ func (w *Worker) dnfConf(j *job) (string, error) {
 			fmt.Fprintf(&b, "sslcacert=%s\n", w.CA)
 		}
 	}
-	f := filepath.Join(w.Dir, "dnf", fmt.Sprintf("task-%d.conf", j.ID))
+	f := filepath.Join(w.Dir, "dnf", fmt.Sprintf("task-%d-%d.conf", j.ID, j.Fence))
 	return f, os.WriteFile(f, []byte(b.String()), 0o644)
 }
 

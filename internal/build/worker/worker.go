@@ -117,7 +117,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.mu.Unlock()
 		var o wire.Orders
 		err := w.Client.Call(pctx, "POST", wire.PathPoll, p, &o)
-		again := pctx.Err() != nil && ctx.Err() == nil // a task ended: tell the server of the free slot
+		again := pctx.Err() != nil && ctx.Err() == nil // a task ended unheard: tell the server of the free slot
 		cancel()
 		if err != nil {
 			if again || ctx.Err() != nil {
@@ -139,20 +139,27 @@ func (w *Worker) Run(ctx context.Context) error {
 		for _, id := range o.Cancel {
 			if r := w.running[id]; r != nil {
 				r.cancel(errLost())
+				delete(w.running, id)
 			}
 		}
 		for _, t := range o.Tasks {
 			tctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-			w.running[t.ID] = &run{wire.Held{ID: t.ID, Fence: t.Fence}, stop}
+			r := &run{wire.Held{ID: t.ID, Fence: t.Fence}, stop}
+			w.running[t.ID] = r
 			tasks.Go(func() {
 				end := context.AfterFunc(ctx, func() { stop(errStopping()) })
 				defer end()
-				w.do(tctx, t)
+				heard := w.do(tctx, t)
 				stop(nil)
 				w.mu.Lock()
+				defer w.mu.Unlock()
+				if w.running[t.ID] != r {
+					return
+				}
 				delete(w.running, t.ID)
-				w.polling()
-				w.mu.Unlock()
+				if !heard { // else the server answers the poll by itself
+					w.polling()
+				}
 			})
 		}
 		w.mu.Unlock()
@@ -160,8 +167,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// do runs a task to its end and tells the server.
-func (w *Worker) do(ctx context.Context, t wire.Task) {
+// do runs a task to its end and tells whether the server has heard of that.
+func (w *Worker) do(ctx context.Context, t wire.Task) (heard bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	renewed := make(chan struct{})
@@ -179,15 +186,16 @@ func (w *Worker) do(ctx context.Context, t wire.Task) {
 		f.Files, f.Before, f.After = []wire.File{}, []wire.Pkg{}, []wire.Pkg{}
 		w.Log.Warn("task failed", "id", t.ID, "code", f.Failure.Code, "message", f.Failure.Message)
 	}
-	w.finish(ctx, t, f, err)
+	heard = w.finish(ctx, t, f, err)
 	cancel(nil)
 	<-renewed
+	return heard
 }
 
 // finish tells the server how a task ended, until it has heard it or the lease is gone.
-func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err error) {
+func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err error) (heard bool) {
 	if fault.Code(err) == "lease_lost" {
-		return // the server knows more than we do
+		return false // the server knows more than we do
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	if fault.Code(err) == "builder_stopping" {
@@ -197,17 +205,18 @@ func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err err
 	for n := range 20 {
 		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathFinish, t.ID), f, nil)
 		if err == nil {
-			return
+			return true
 		}
 		if k := fault.As(err).Kind; k != fault.KindUnavailable && k != fault.KindInternal || ctx.Err() != nil {
 			w.Log.Warn("the end of a task was not taken", "id", t.ID, "err", err)
-			return
+			return false
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(n+1) * 300 * time.Millisecond):
 		}
 	}
+	return false
 }
 
 // renew keeps the lease; when the server refuses, the task ends at once.
