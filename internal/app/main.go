@@ -25,6 +25,7 @@ import (
 	"drover/internal/repo"
 	"drover/internal/sign"
 	"drover/internal/sign/signer"
+	"drover/internal/sign/wire"
 	"drover/internal/teststream"
 
 	"github.com/alecthomas/kong"
@@ -65,7 +66,7 @@ type line struct {
 	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
 	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer."`
 	Events   event.Verb          `cmd:"" help:"The ledger."`
-	Audit    event.AuditVerbs    `cmd:"" help:"Prove that the ledger was not changed."`
+	Audit    auditVerbs          `cmd:"" help:"Prove that ledger and stored bytes were not changed."`
 	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
 		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages."`
@@ -320,6 +321,7 @@ func (v shellVerb) Run(e *cli.Env) error {
 
 type signerVerbs struct {
 	Run    signerRun    `cmd:"" help:"Run the signer."`
+	Create signerCreate `cmd:"" help:"On the signer's machine: make a key. A signer that runs takes it up at its next start."`
 	Verify signerVerify `cmd:"" help:"Check that no line of the signer's log was changed."`
 }
 
@@ -341,6 +343,24 @@ func (v signerRun) Run(e *cli.Env, l *line) error {
 	}
 	defer s.Close() //nolint:errcheck // every line was synced before it counted
 	return s.Run(e.Ctx)
+}
+
+type signerCreate struct {
+	Name    string   `arg:"" help:"Name of the key."`
+	Algo    string   `default:"rsa4096" enum:"rsa4096,ed25519" help:"rsa4096 or ed25519."`
+	Purpose string   `default:"rpm" enum:"rpm,attest" help:"rpm for packages and repositories, attest for statements."`
+	Tag     []string `required:"" help:"Pattern of tags that it signs for. Repeatable."`
+	Dir     string   `default:"drover-signer" help:"Directory of the signer." type:"path"`
+}
+
+// Run makes a key by hand.
+func (v signerCreate) Run(e *cli.Env) error {
+	s, err := signer.New(signer.Config{Dir: v.Dir, Now: time.Now, Log: logger(e.Err, false)})
+	if err != nil {
+		return err
+	}
+	defer s.Close() //nolint:errcheck // nothing was written to its log
+	return s.Create(wire.NewKey{Name: v.Name, Algo: v.Algo, Purpose: v.Purpose, Tags: v.Tag})
 }
 
 type signerVerify struct {

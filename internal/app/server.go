@@ -163,6 +163,7 @@ func (s *Server) routes() {
 	s.Sign.Routes(s.Web)
 	s.Repo.Routes(s.Web)
 	s.Prov.Routes(s.Web)
+	s.auditBlobs()
 	s.overview()
 }
 
