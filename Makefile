@@ -41,7 +41,7 @@ lint: ## gofmt, go vet and golangci-lint
 
 build: ## bin/drover
 	scripts/setup build
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/drover ./cmd/drover
+	$(GO) build -trimpath -ldflags '-s -w -X drover/internal/app.Version=$(VERSION)' -o bin/drover ./cmd/drover
 
 long: ## the long forms of the tests (crash, scale), then each fuzz target for FUZZ (10m)
 	scripts/setup test

@@ -203,7 +203,8 @@ func copyLog(e *cli.Env, task int64, name string, follow bool) error {
 
 type list struct {
 	Package string `help:"Only of this package."`
-	State   string `help:"Only in this state: BUILDING, COMPLETE, FAILED, CANCELED."`
+	State   string `help:"Only in this state: building, complete, failed, canceled."`
+	Target  string `help:"Only for this target."`
 	Query   string `short:"q" help:"Part of the NVR."`
 	Scratch bool   `help:"Scratch builds too."`
 	Limit   int    `short:"n" default:"30" help:"How many."`
@@ -211,7 +212,7 @@ type list struct {
 
 // Run lists builds.
 func (c list) Run(e *cli.Env) error {
-	q := url.Values{"package": {c.Package}, "state": {c.State}, "q": {c.Query}, "limit": {strconv.Itoa(c.Limit)}}
+	q := url.Values{"package": {c.Package}, "state": {strings.ToUpper(c.State)}, "target": {c.Target}, "q": {c.Query}, "limit": {strconv.Itoa(c.Limit)}}
 	if c.Scratch {
 		q.Set("scratch", "true")
 	}

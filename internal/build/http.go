@@ -1,16 +1,21 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"embed"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"drover/internal/blob"
 	"drover/internal/build/wire"
+	"drover/internal/cli"
 	"drover/internal/db"
 	"drover/internal/fault"
 	"drover/internal/rpm"
@@ -342,15 +347,108 @@ func (s *Store) Whole(ctx context.Context, ref string) (w Whole, err error) {
 	return w, err
 }
 
+// flags writes the options of a command line that choose what a query chooses.
+func flags(q url.Values, names ...string) string {
+	out := ""
+	for _, n := range names {
+		if v := q.Get(n); v != "" {
+			out += " --" + n + " " + cli.Quote(v)
+		}
+	}
+	return out
+}
+
+// Shown is a build as its page shows it: with the ends of its logs.
+type Shown struct {
+	Whole
+	Tails []Tail `json:"-"`
+	Wait  string `json:"-"` // address that answers when the tasks have changed; "" when all is done
+}
+
+// Tail is the end of a log.
+type Tail struct {
+	Task Task
+	Name string
+	Text string
+	Size int64 // of the log up to the end of Text
+	Live bool
+}
+
+// maxTail is how much of a log a page shows; the whole log has its own address.
+const maxTail = 64 << 10
+
+// shown reads a build for its page: of tasks that run the logs so far, of a failed build the
+// end of the log that tells why.
+func (s *Store) shown(ctx context.Context, ref string) (v Shown, err error) {
+	if v.Whole, err = s.Whole(ctx, ref); err != nil {
+		return v, err
+	}
+	if v.State == Building {
+		v.Wait = fmt.Sprintf("/api/v1/builds/%d/wait?state=%s", v.ID, url.QueryEscape(fingerprint(v.Tasks)))
+	}
+	for _, t := range v.Tasks {
+		live := t.State == TaskOpen && t.Parent != 0
+		logs := t.Logs
+		if live && !slices.ContainsFunc(logs, func(l Log) bool { return l.Name == "build.log" }) {
+			logs = append(logs, Log{Name: "build.log"}) // it begins when the root is ready
+		}
+		if t.State == TaskFailed {
+			logs = telling(logs)
+		}
+		for _, l := range logs {
+			if !live && t.State != TaskFailed || live && l.Name == "state.log" {
+				continue
+			}
+			from := max(0, l.Size-maxTail)
+			var b bytes.Buffer
+			if err := s.ReadLog(ctx, t.ID, l.Name, from, false, &b, func() {}); err != nil && fault.Code(err) != "log_unknown" {
+				return v, err
+			}
+			v.Tails = append(v.Tails, Tail{Task: t, Name: l.Name, Text: strings.ToValidUTF8(b.String(), "�"), Size: from + int64(b.Len()), Live: live})
+		}
+	}
+	return v, nil
+}
+
+// telling picks the log that tells why a task failed: the one of the last attempt's last stage.
+func telling(logs []Log) []Log {
+	for _, stage := range []string{"build.log", "requires.log", "root.log"} {
+		best, attempt := -1, -1
+		for i, l := range logs {
+			rest, ok := strings.CutPrefix(l.Name, stage)
+			if n, err := strconv.Atoi(strings.TrimPrefix(rest, ".")); ok && max(n, 1) > attempt && (rest == "" || err == nil) {
+				best, attempt = i, max(n, 1)
+			}
+		}
+		if best >= 0 {
+			return logs[best : best+1]
+		}
+	}
+	return nil
+}
+
 func (s *Store) pages(srv *web.Server) {
 	srv.Page("GET /builds", pages, "pages/builds.html", func(r *http.Request) (web.Page, error) {
+		const limit = 50
 		q := r.URL.Query()
-		before, _ := strconv.ParseInt(q.Get("before"), 10, 64)
-		bs, err := s.List(r.Context(), Filter{Package: q.Get("package"), State: State(q.Get("state")), Query: q.Get("q"), Scratch: q.Get("scratch") != "", Before: before})
-		return web.Page{Title: "Builds", Data: bs, CLI: "drover build list"}, err
+		f := Filter{Package: q.Get("package"), State: State(strings.ToUpper(q.Get("state"))), Target: q.Get("target"), Query: q.Get("q"), Scratch: q.Get("scratch") != "", Limit: limit + 1}
+		f.Before, _ = strconv.ParseInt(q.Get("before"), 10, 64)
+		total, err := s.Count(r.Context(), f)
+		if err != nil {
+			return web.Page{}, err
+		}
+		bs, err := s.List(r.Context(), f)
+		cmd := "drover build list" + flags(q, "package", "state", "target")
+		if f.Query != "" {
+			cmd += " -q " + cli.Quote(f.Query)
+		}
+		if f.Scratch {
+			cmd += " --scratch"
+		}
+		return web.Page{Title: "Builds", Data: web.MakeRows(r, bs, limit, total, "before", func(b Build) any { return b.ID }), CLI: cmd}, err
 	})
 	srv.Page("GET /builds/{ref}", pages, "pages/build.html", func(r *http.Request) (web.Page, error) {
-		w, err := s.Whole(r.Context(), r.PathValue("ref"))
+		w, err := s.shown(r.Context(), r.PathValue("ref"))
 		title := w.NVR
 		if title == "" {
 			title = fmt.Sprintf("%s, build %d", w.Package, w.ID)
@@ -359,13 +457,18 @@ func (s *Store) pages(srv *web.Server) {
 	})
 	srv.Page("GET /tasks", pages, "pages/tasks.html", func(r *http.Request) (web.Page, error) {
 		var data struct {
-			Tasks    []Task        `json:"tasks"`
-			Builders []BuilderInfo `json:"builders"`
+			Tasks    web.Rows[Task] `json:"tasks"`
+			Builders []BuilderInfo  `json:"builders"`
 		}
-		var err error
-		if data.Tasks, err = s.Queue(r.Context()); err != nil {
+		ts, err := s.Queue(r.Context())
+		if err != nil {
 			return web.Page{}, err
 		}
+		q := r.URL.Query()
+		ts = slices.DeleteFunc(ts, func(t Task) bool {
+			return q.Get("state") != "" && !strings.EqualFold(string(t.State), q.Get("state")) || q.Get("builder") != "" && t.Builder != q.Get("builder")
+		})
+		data.Tasks = web.Rows[Task]{Rows: ts[:min(len(ts), 200)], Total: int64(len(ts))}
 		data.Builders, err = s.Builders(r.Context())
 		return web.Page{Title: "Tasks and builders", Data: data, CLI: "drover task list"}, err
 	})

@@ -64,9 +64,9 @@ type Filter struct {
 	Limit   int    // 0 means 50, at most 500
 }
 
-// List reads builds, newest first.
-func (s *Store) List(ctx context.Context, f Filter) ([]Build, error) {
-	var where []string
+// where is the condition of a filter, with its parameters.
+func (f Filter) where() (string, []any) {
+	where := []string{"1 = 1"}
 	var args []any
 	and := func(cond string, v any) {
 		args = append(args, v)
@@ -93,10 +93,23 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Build, error) {
 	if f.Before > 0 {
 		and("id < ?", f.Before)
 	}
-	q := "SELECT " + buildColumns + " FROM build_build"
-	if len(where) > 0 {
-		q += " WHERE " + strings.Join(where, " AND ")
-	}
+	return strings.Join(where, " AND "), args
+}
+
+// Count counts the builds that a filter lets through, before and after any of them.
+func (s *Store) Count(ctx context.Context, f Filter) (n int64, err error) {
+	f.Before = 0
+	where, args := f.where()
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow("SELECT COUNT(*) FROM build_build WHERE "+where, args...).Scan(&n)
+	})
+	return n, err
+}
+
+// List reads builds, newest first.
+func (s *Store) List(ctx context.Context, f Filter) ([]Build, error) {
+	where, args := f.where()
+	q := "SELECT " + buildColumns + " FROM build_build WHERE " + where
 	if f.Limit <= 0 {
 		f.Limit = 50
 	}

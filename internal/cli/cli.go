@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 
@@ -77,3 +78,13 @@ func Table(w io.Writer, head string, rows func(row func(cells ...any))) {
 
 // Say prints a remark for a person.
 func (e *Env) Say(format string, args ...any) { fmt.Fprintf(e.Err, format+"\n", args...) }
+
+var rePlain = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
+
+// Quote makes a word of a shell's command line.
+func Quote(s string) string {
+	if rePlain.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

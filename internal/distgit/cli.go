@@ -132,14 +132,12 @@ func (c clone) Run(e *cli.Env) error {
 	}
 	key := "credential." + e.Client.Base + ".helper"
 	// The helper asks drover for the token when git needs it: it stands in no file of the clone.
-	args := []string{"clone", "-c", key + "=", "-c", key + "=!" + shellQuote(self) + " pkg credential", "-c", "http." + e.Client.Base + ".proactiveAuth=basic", "--", e.Client.Base + "/git/" + full(c.Name), c.Dir}
+	args := []string{"clone", "-c", key + "=", "-c", key + "=!" + cli.Quote(self) + " pkg credential", "-c", "http." + e.Client.Base + ".proactiveAuth=basic", "--", e.Client.Base + "/git/" + full(c.Name), c.Dir}
 	if ca := os.Getenv("DROVER_CA"); ca != "" {
 		args = slices.Insert(args, 1, "-c", "http."+e.Client.Base+".sslCAInfo="+ca)
 	}
 	return run(e, "", "git", args...)
 }
-
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 func run(e *cli.Env, dir, name string, args ...string) error {
 	c := exec.CommandContext(e.Ctx, name, args...)

@@ -157,6 +157,14 @@ func (s *Store) Repo(ctx context.Context, name string) (r Repo, err error) {
 	return r, err
 }
 
+// Count counts the repositories whose name contains part.
+func (s *Store) Count(ctx context.Context, part string) (n int64, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow(`SELECT COUNT(*) FROM distgit_repo WHERE name LIKE $1 ESCAPE '\'`, "%"+db.Like(part)).Scan(&n)
+	})
+	return n, err
+}
+
 // Repos lists the repositories whose name contains part, in order, after a name.
 func (s *Store) Repos(ctx context.Context, part, after string, limit int) ([]Repo, error) {
 	out := []Repo{}
@@ -547,6 +555,22 @@ func (s *Store) Commits(ctx context.Context, repo, rev string, limit int) ([]Com
 		out = append(out, Commit{f[0], f[1], time.Unix(n, 0).UTC(), f[3]})
 	}
 	return out, nil
+}
+
+// CountCommits counts the commits of a branch; an empty repository has none.
+func (s *Store) CountCommits(ctx context.Context, repo, rev string) (int64, error) {
+	id, err := s.Resolve(ctx, repo, rev)
+	if fault.Code(err) == "commit_unknown" {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	out, err := s.git(ctx, s.path(repo), nil, "rev-list", "--count", id)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
 }
 
 // Branches lists the branches of a repository.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"drover/internal/auth"
+	"drover/internal/cli"
 	"drover/internal/fault"
 	"drover/internal/web"
 )
@@ -27,6 +28,9 @@ type RepoPath struct {
 
 func (p RepoPath) repo() string { return p.NS + "/" + p.Name }
 
+// shownCommits is how many commits one page shows.
+const shownCommits = 30
+
 // Detail is a repository with what people want to see of it.
 type Detail struct {
 	Repo
@@ -37,8 +41,9 @@ type Detail struct {
 	Builds   any      `json:"builds,omitempty"`
 }
 
-// Detail reads a repository with its branches, rules, newest commits and pushes.
-func (s *Store) Detail(ctx context.Context, name string) (d Detail, err error) {
+// Detail reads a repository with its branches, rules, newest pushes, and newest commits of a
+// branch or from a commit on; of the default branch for "".
+func (s *Store) Detail(ctx context.Context, name, rev string) (d Detail, err error) {
 	if d.Repo, err = s.Repo(ctx, name); err != nil {
 		return d, err
 	}
@@ -48,7 +53,7 @@ func (s *Store) Detail(ctx context.Context, name string) (d Detail, err error) {
 	if d.Rules, err = s.Rules(ctx, name); err != nil {
 		return d, err
 	}
-	if d.Commits, err = s.Commits(ctx, name, "", 20); err != nil {
+	if d.Commits, err = s.Commits(ctx, name, rev, shownCommits+1); err != nil {
 		return d, err
 	}
 	d.Pushes, err = s.Pushes(ctx, name, 20)
@@ -82,7 +87,7 @@ func (s *Store) Routes(srv *web.Server, builds func(ctx context.Context, repo st
 			return s.Repos(ctx, in.Query, in.After, in.Limit)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/repos/{ns}/{name}", ID: "repo-show", Summary: "A repository with branches, rules, commits and pushes", Tag: tag},
-		func(ctx context.Context, in *RepoPath) (Detail, error) { return s.Detail(ctx, in.repo()) })
+		func(ctx context.Context, in *RepoPath) (Detail, error) { return s.Detail(ctx, in.repo(), "") })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/repos/{ns}/{name}/rules", ID: "repo-rule", Summary: "Set the rule of a pattern of branches", Tag: tag},
 		func(ctx context.Context, in *struct {
 			RepoPath
@@ -120,18 +125,48 @@ func (s *Store) Routes(srv *web.Server, builds func(ctx context.Context, repo st
 		return s.rpc(w, r, "receive-pack", func(repo string, body io.Reader) error { return s.receive(r.Context(), repo, body, w) })
 	})
 	srv.Page("GET /packages", pages, "pages/packages.html", func(r *http.Request) (web.Page, error) {
+		const limit = 100
 		q := r.URL.Query()
-		rs, err := s.Repos(r.Context(), q.Get("q"), q.Get("after"), 100)
-		return web.Page{Title: "Packages", Data: rs, CLI: "drover pkg list"}, err
-	})
-	srv.Page("GET /packages/{ns}/{name}", pages, "pages/package.html", func(r *http.Request) (web.Page, error) {
-		name := r.PathValue("ns") + "/" + r.PathValue("name")
-		d, err := s.Detail(r.Context(), name)
+		total, err := s.Count(r.Context(), q.Get("q"))
 		if err != nil {
 			return web.Page{}, err
 		}
-		d.Builds, err = builds(r.Context(), name)
-		return web.Page{Title: name, Data: d, CLI: "drover pkg show " + name}, err
+		rs, err := s.Repos(r.Context(), q.Get("q"), q.Get("after"), limit+1)
+		cmd := "drover pkg list"
+		if part := q.Get("q"); part != "" {
+			cmd += " " + cli.Quote(part)
+		}
+		return web.Page{Title: "Packages", Data: web.MakeRows(r, rs, limit, total, "after", func(r Repo) any { return r.Name }), CLI: cmd}, err
+	})
+	srv.Page("GET /packages/{ns}/{name}", pages, "pages/package.html", func(r *http.Request) (web.Page, error) {
+		name := r.PathValue("ns") + "/" + r.PathValue("name")
+		q := r.URL.Query()
+		branch, from := q.Get("branch"), q.Get("from")
+		if from == "" {
+			from = branch
+		}
+		d, err := s.Detail(r.Context(), name, from)
+		if err != nil {
+			return web.Page{}, err
+		}
+		if branch == "" {
+			branch = d.Branch
+		}
+		total, err := s.CountCommits(r.Context(), name, branch)
+		if err != nil {
+			return web.Page{}, err
+		}
+		data := struct {
+			Detail
+			At      string           `json:"at"` // the branch whose commits these are
+			Commits web.Rows[Commit] `json:"commits"`
+		}{d, branch, web.MakeRows(r, d.Commits, shownCommits, total, "from", func(Commit) any { return "" })}
+		if len(d.Commits) > shownCommits {
+			q.Set("from", d.Commits[shownCommits].ID)
+			data.Commits.Next = "?" + q.Encode()
+		}
+		data.Detail.Builds, err = builds(r.Context(), name)
+		return web.Page{Title: name, Data: data, CLI: "drover pkg show " + name}, err
 	})
 }
 

@@ -81,9 +81,9 @@ type Filter struct {
 	Limit   int    // at most so many; 0 means 100, the bound is 1000
 }
 
-// List reads lines.
-func List(tx *db.Tx, f Filter) ([]Event, error) {
-	var where []string
+// where is the condition of a filter, with its parameters.
+func (f Filter) where() (string, []any) {
+	where := []string{"1 = 1"}
 	var args []any
 	and := func(cond string, v any) {
 		args = append(args, v)
@@ -107,11 +107,24 @@ func List(tx *db.Tx, f Filter) ([]Event, error) {
 	if f.Actor != "" {
 		and("actor = ", f.Actor)
 	}
-	q := "SELECT id, at, actor, kind, subject, data, hash FROM event"
-	if len(where) > 0 {
-		q += " WHERE " + strings.Join(where, " AND ")
+	return strings.Join(where, " AND "), args
+}
+
+// Count counts the lines that a filter lets through, before and after any of them.
+func Count(tx *db.Tx, f Filter) (n int64, err error) {
+	f.After, f.Before = 0, 0
+	if f == (Filter{Newest: f.Newest, Limit: f.Limit}) {
+		return Last(tx) // numbers are dense
 	}
-	q += " ORDER BY id"
+	where, args := f.where()
+	err = tx.QueryRow("SELECT COUNT(*) FROM event WHERE "+where, args...).Scan(&n)
+	return n, err
+}
+
+// List reads lines.
+func List(tx *db.Tx, f Filter) ([]Event, error) {
+	where, args := f.where()
+	q := "SELECT id, at, actor, kind, subject, data, hash FROM event WHERE " + where + " ORDER BY id"
 	if f.Newest {
 		q += " DESC"
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"drover/internal/cli"
 	"drover/internal/db"
 	"drover/internal/fault"
 	"drover/internal/web"
@@ -69,9 +70,25 @@ func Routes(srv *web.Server, d *db.DB, need func(ctx context.Context, right, sub
 		return nil
 	})
 	srv.Page("GET /events", pages, "pages/events.html", func(r *http.Request) (web.Page, error) {
+		const limit = 100
 		q := r.URL.Query()
-		before, _ := strconv.ParseInt(q.Get("before"), 10, 64)
-		es, err := list(r.Context(), Filter{Before: before, Kind: q.Get("kind"), Subject: q.Get("subject"), Actor: q.Get("actor"), Newest: true})
-		return web.Page{Title: "Events", Data: es, CLI: "drover events"}, err
+		f := Filter{Kind: q.Get("kind"), Subject: q.Get("subject"), Actor: q.Get("actor"), Newest: true, Limit: limit + 1}
+		f.Before, _ = strconv.ParseInt(q.Get("before"), 10, 64)
+		var es []Event
+		var total int64
+		err := d.Read(r.Context(), func(tx *db.Tx) (err error) {
+			if total, err = Count(tx, f); err != nil {
+				return err
+			}
+			es, err = List(tx, f)
+			return err
+		})
+		cmd := "drover events"
+		for _, k := range []string{"kind", "subject", "actor"} {
+			if v := q.Get(k); v != "" {
+				cmd += " --" + k + " " + cli.Quote(v)
+			}
+		}
+		return web.Page{Title: "Events", Data: web.MakeRows(r, es, limit, total, "before", func(e Event) any { return e.ID }), CLI: cmd}, err
 	})
 }

@@ -84,7 +84,8 @@ func (e *Error) Status() int {
 func FromStatus(status int, code, msg, remedy string) *Error {
 	k := KindInternal
 	switch status {
-	case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusNotAcceptable, http.StatusMethodNotAllowed:
+	case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusNotAcceptable, http.StatusMethodNotAllowed,
+		http.StatusUnsupportedMediaType, http.StatusRequestTimeout, http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge:
 		k = KindInvalid
 	case http.StatusUnauthorized:
 		k = KindUnauthorized

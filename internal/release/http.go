@@ -4,8 +4,11 @@ import (
 	"context"
 	"embed"
 	"net/http"
+	"slices"
+	"strings"
 
 	"drover/internal/build"
+	"drover/internal/cli"
 	"drover/internal/web"
 )
 
@@ -92,18 +95,51 @@ func (s *Store) Routes(srv *web.Server, builds *build.Store) {
 		})
 	srv.Page("GET /tags", pages, "pages/tags.html", func(r *http.Request) (web.Page, error) {
 		var data struct {
-			Tags    []Tag    `json:"tags"`
-			Targets []Target `json:"targets"`
+			Tags    web.Rows[Tag] `json:"tags"`
+			Targets []Target      `json:"targets"`
 		}
-		var err error
-		if data.Tags, err = s.Tags(r.Context()); err != nil {
+		q := r.URL.Query().Get("q")
+		tags, err := s.Tags(r.Context())
+		if err != nil {
 			return web.Page{}, err
 		}
+		tags = slices.DeleteFunc(tags, func(t Tag) bool { return !strings.Contains(t.Name, q) })
+		data.Tags = web.Cut(r, tags, 100, func(t Tag) string { return t.Name })
 		data.Targets, err = s.Targets(r.Context())
+		data.Targets = slices.DeleteFunc(data.Targets, func(t Target) bool { return !strings.Contains(t.Name+" "+t.BuildTag+" "+t.DestTag, q) })
 		return web.Page{Title: "Tags and targets", Data: data, CLI: "drover tag list"}, err
 	})
 	srv.Page("GET /tags/{name}", pages, "pages/tag.html", func(r *http.Request) (web.Page, error) {
-		w, err := s.whole(r.Context(), builds, r.PathValue("name"), r.URL.Query().Get("at"))
-		return web.Page{Title: "Tag " + w.Name, Data: w, CLI: "drover tag show " + w.Name}, err
+		var data struct {
+			Tag
+			At     string                `json:"at,omitempty"`
+			Builds web.Rows[build.Build] `json:"builds"`
+		}
+		name, q := r.PathValue("name"), r.URL.Query()
+		data.At = q.Get("at")
+		var err error
+		if data.Tag, err = s.Tag(r.Context(), name, data.At); err != nil {
+			return web.Page{}, err
+		}
+		held, err := s.Content(r.Context(), name, data.At)
+		if err != nil {
+			return web.Page{}, err
+		}
+		held = slices.DeleteFunc(held, func(t Tagged) bool { return !strings.Contains(t.Package, q.Get("q")) })
+		slices.SortFunc(held, func(a, b Tagged) int { return strings.Compare(a.Package, b.Package) })
+		part := web.Cut(r, held, 100, func(t Tagged) string { return t.Package })
+		data.Builds = web.Rows[build.Build]{Rows: []build.Build{}, Total: part.Total, Next: part.Next, First: part.First}
+		for _, t := range part.Rows {
+			b, err := builds.Get(r.Context(), t.Build)
+			if err != nil {
+				return web.Page{}, err
+			}
+			data.Builds.Rows = append(data.Builds.Rows, b)
+		}
+		cmd := "drover tag show " + cli.Quote(name)
+		if data.At != "" {
+			cmd += " --at " + cli.Quote(data.At)
+		}
+		return web.Page{Title: "Tag " + name, Data: data, CLI: cmd}, nil
 	})
 }

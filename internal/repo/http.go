@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"drover/internal/cli"
@@ -34,9 +37,10 @@ func (s *Store) Routes(srv *web.Server) {
 	srv.HandleFunc("GET /channels/{file}", s.repoFile)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots", ID: "snapshot-list", Summary: "List snapshots, newest first", Tag: tag},
 		func(ctx context.Context, in *struct {
-			Before int64 `query:"before"`
+			Source string `query:"source" maxLength:"100" doc:"only of this tag or mirror"`
+			Before int64  `query:"before"`
 		}) ([]Snapshot, error) {
-			return s.Snapshots(ctx, in.Before)
+			return s.Snapshots(ctx, in.Source, in.Before, 100)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}", ID: "snapshot-show", Summary: "A snapshot with its packages", Tag: tag},
 		func(ctx context.Context, in *struct {
@@ -85,26 +89,68 @@ func (s *Store) Routes(srv *web.Server) {
 		})
 	srv.HandleFunc("POST /api/v1/mirrors/{name}/sync", s.syncHTTP)
 	srv.Page("GET /snapshots", pages, "pages/snapshots.html", func(r *http.Request) (web.Page, error) {
+		const limit = 100
 		var data struct {
-			Channels  []Channel  `json:"channels"`
-			Mirrors   []Mirror   `json:"mirrors"`
-			Snapshots []Snapshot `json:"snapshots"`
+			Channels  web.Rows[Channel]  `json:"channels"`
+			Mirrors   web.Rows[Mirror]   `json:"mirrors"`
+			Snapshots web.Rows[Snapshot] `json:"snapshots"`
 		}
-		before, _ := strconv.ParseInt(r.URL.Query().Get("before"), 10, 64)
-		var err error
-		if data.Channels, err = s.Channels(r.Context()); err != nil {
+		ctx, q := r.Context(), r.URL.Query()
+		source := q.Get("source")
+		before, _ := strconv.ParseInt(q.Get("before"), 10, 64)
+		channels, err := s.Channels(ctx)
+		if err != nil {
 			return web.Page{}, err
 		}
-		if data.Mirrors, err = s.Mirrors(r.Context()); err != nil {
+		channels = slices.DeleteFunc(channels, func(c Channel) bool { return source != "" && c.Name != source })
+		data.Channels = web.Cut(r, channels, limit, func(c Channel) string { return c.Name })
+		mirrors, err := s.Mirrors(ctx)
+		if err != nil {
 			return web.Page{}, err
 		}
-		data.Snapshots, err = s.Snapshots(r.Context(), before)
-		return web.Page{Title: "Snapshots and channels", Data: data, CLI: "drover snapshot list"}, err
+		mirrors = slices.DeleteFunc(mirrors, func(m Mirror) bool { return source != "" && m.Name != source })
+		data.Mirrors = web.Rows[Mirror]{Rows: mirrors, Total: int64(len(mirrors))}
+		total, err := s.Count(ctx, source)
+		if err != nil {
+			return web.Page{}, err
+		}
+		ss, err := s.Snapshots(ctx, source, before, limit+1)
+		data.Snapshots = web.MakeRows(r, ss, limit, total, "before", func(x Snapshot) any { return x.Since })
+		cmd := "drover snapshot list"
+		if source != "" {
+			cmd += " --source " + cli.Quote(source)
+		}
+		return web.Page{Title: "Snapshots and channels", Data: data, CLI: cmd}, err
 	})
 	srv.Page("GET /snapshots/{id}", pages, "pages/snapshot.html", func(r *http.Request) (web.Page, error) {
+		var data struct {
+			Snapshot
+			Trees    []treeSize        `json:"trees"`
+			Tree     string            `json:"tree"` // whose packages are shown
+			Contents web.Rows[Package] `json:"contents"`
+		}
+		q := r.URL.Query()
 		c, err := s.Content(r.Context(), r.PathValue("id"))
-		return web.Page{Title: "Snapshot", Data: c, CLI: "drover snapshot show " + c.ID[:min(12, len(c.ID))]}, err
+		if err != nil {
+			return web.Page{}, err
+		}
+		data.Snapshot, data.Tree = c.Snapshot, q.Get("tree")
+		for _, t := range slices.Sorted(maps.Keys(c.Trees)) {
+			data.Trees = append(data.Trees, treeSize{t, len(c.Trees[t])})
+			if data.Tree == "" {
+				data.Tree = t
+			}
+		}
+		ps := slices.DeleteFunc(c.Trees[data.Tree], func(p Package) bool { return !strings.Contains(p.File, q.Get("q")) })
+		data.Contents = web.Cut(r, ps, 200, func(p Package) string { return p.File })
+		return web.Page{Title: "Snapshot", Data: data, CLI: "drover snapshot show " + c.ID[:min(12, len(c.ID))]}, nil
 	})
+}
+
+// treeSize is a tree of a snapshot and how many packages it has.
+type treeSize struct {
+	Name     string `json:"name"`
+	Packages int    `json:"packages"`
 }
 
 // syncLine is a line of a sync's answer: progress, and at the end the snapshot or the fault.
@@ -175,12 +221,14 @@ type MirrorVerbs struct {
 	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it."`
 }
 
-type snapshotList struct{}
+type snapshotList struct {
+	Source string `help:"Only of this tag or mirror."`
+}
 
 // Run lists snapshots.
-func (snapshotList) Run(e *cli.Env) error {
+func (c snapshotList) Run(e *cli.Env) error {
 	var ss []Snapshot
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots", nil, &ss); err != nil {
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots?source="+url.QueryEscape(c.Source), nil, &ss); err != nil {
 		return err
 	}
 	return e.Show(ss, func(w io.Writer) {

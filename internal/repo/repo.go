@@ -342,7 +342,7 @@ func getSnapshot(tx *db.Tx, id string) (sn Snapshot, err error) {
 }
 
 // Snapshots lists snapshots, newest first, before an event number.
-func (s *Store) Snapshots(ctx context.Context, before int64) ([]Snapshot, error) {
+func (s *Store) Snapshots(ctx context.Context, source string, before int64, limit int) ([]Snapshot, error) {
 	out := []Snapshot{}
 	if before == 0 {
 		before = 1 << 62
@@ -355,9 +355,17 @@ func (s *Store) Snapshots(ctx context.Context, before int64) ([]Snapshot, error)
 			sn.Created = db.Time(created)
 			out = append(out, sn)
 			return err
-		}, "SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE since < $1 ORDER BY since DESC LIMIT 100", before)
+		}, "SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE since < $1 AND ($2 = '' OR source = $2) ORDER BY since DESC LIMIT "+strconv.Itoa(limit), before, source)
 	})
 	return out, err
+}
+
+// Count counts the snapshots of a tag or mirror; of all for "".
+func (s *Store) Count(ctx context.Context, source string) (n int64, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow("SELECT COUNT(*) FROM repo_snapshot WHERE $1 = '' OR source = $1", source).Scan(&n)
+	})
+	return n, err
 }
 
 // Content is a snapshot with its packages by tree.

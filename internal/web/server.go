@@ -2,13 +2,16 @@ package web
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
+	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -26,20 +29,40 @@ type Config struct {
 	// Authenticate finds who asks and puts the actor into the context. It fails only
 	// for credentials that are wrong, never for none.
 	Authenticate func(*http.Request) (context.Context, error)
+	// Idle is how long a client may neither send the next byte of a body nor take the next
+	// byte of an answer; 0 means 2 minutes.
+	Idle time.Duration
 }
 
 // Server collects the routes of all domains.
 type Server struct {
-	cfg  Config
-	mux  *http.ServeMux
-	api  huma.API
-	menu []menuEntry
-	reqs atomic.Int64
+	cfg   Config
+	mux   *mux
+	api   huma.API
+	menu  []menuEntry
+	reqs  atomic.Int64
+	cross *http.CrossOriginProtection
+	oops  *template.Template // the page of a failure
+}
+
+// mux remembers what was registered, for [Server.Patterns].
+type mux struct {
+	*http.ServeMux
+	patterns []string
+}
+
+// HandleFunc implements the API library's idea of a mux.
+func (m *mux) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Request)) {
+	m.patterns = append(m.patterns, pattern)
+	m.ServeMux.HandleFunc(pattern, h)
 }
 
 // New makes a Server with no routes but the API's description and the style sheet.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	if cfg.Idle == 0 {
+		cfg.Idle = 2 * time.Minute
+	}
+	s := &Server{cfg: cfg, mux: &mux{ServeMux: http.NewServeMux()}, cross: http.NewCrossOriginProtection(), oops: parse(files, "oops.html")}
 	// The library's error constructor is a variable of its package; setting it once to
 	// a pure function is the documented way to choose the error body.
 	huma.NewError = newProblem
@@ -50,7 +73,7 @@ func New(cfg Config) *Server {
 	hc.OpenAPIPath = "/api/openapi"
 	hc.SchemasPath = ""
 	s.api = humago.New(s.mux, hc)
-	s.mux.HandleFunc("GET /static/", static)
+	s.HandleFunc("GET /static/{file}", static)
 	return s
 }
 
@@ -72,7 +95,11 @@ func schemaName(t reflect.Type, hint string) string {
 
 // Handle adds a raw handler, for bytes that are no JSON: git, packages, repodata, logs.
 // pattern is net/http's: "GET /repos/{path...}".
-func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
+func (s *Server) Handle(pattern string, h http.Handler) { s.mux.HandleFunc(pattern, h.ServeHTTP) }
+
+// Patterns lists every pattern that is served, sorted: what a client, or an attacker, can
+// reach at all.
+func (s *Server) Patterns() []string { return slices.Sorted(slices.Values(s.mux.patterns)) }
 
 // HandleFunc adds a raw handler that may fail; an error becomes problem+json. It must
 // not return an error once it has written.
@@ -102,7 +129,8 @@ type Op struct {
 func Route[In, Out any](s *Server, op Op, fn func(context.Context, *In) (Out, error)) {
 	type reply struct{ Body Out }
 	o := huma.Operation{Method: op.Method, Path: op.Path, OperationID: op.ID, Summary: op.Summary, MaxBodyBytes: op.MaxBody,
-		Security: []map[string][]string{{"token": {}}, {}}}
+		BodyReadTimeout: -1, // ours is in patient
+		Security:        []map[string][]string{{"token": {}}, {}}}
 	if op.Tag != "" {
 		o.Tags = []string{op.Tag}
 	}
@@ -115,101 +143,140 @@ func Route[In, Out any](s *Server, op Op, fn func(context.Context, *In) (Out, er
 	})
 }
 
-// Problem is the body of every failed answer, RFC 9457 with drover's code and remedy.
-type Problem struct {
-	Type   string   `json:"type,omitempty"`
-	Title  string   `json:"title"`
-	Status int      `json:"status"`
-	Detail string   `json:"detail,omitempty"`
-	Code   string   `json:"code"`
-	Remedy string   `json:"remedy,omitempty"`
-	Errors []string `json:"errors,omitempty"` // where the request does not fit the schema
-}
-
-// Error makes Problem an error for the API library.
-func (p *Problem) Error() string { return p.Detail }
-
-// GetStatus is the HTTP status.
-func (p *Problem) GetStatus() int { return p.Status }
-
-// ContentType is the media type of RFC 9457.
-func (p *Problem) ContentType(string) string { return "application/problem+json" }
-
-func newProblem(status int, msg string, errs ...error) huma.StatusError {
-	p := &Problem{Title: http.StatusText(status), Status: status, Detail: msg, Code: "request_invalid"}
-	if status >= 500 {
-		p.Code = "internal"
-	}
-	for _, e := range errs {
-		if e != nil {
-			p.Errors = append(p.Errors, e.Error())
-		}
-	}
-	return p
-}
-
-func (s *Server) problem(ctx context.Context, where string, err error) *Problem {
-	e := fault.As(err)
-	p := &Problem{Title: http.StatusText(e.Status()), Status: e.Status(), Code: e.Code, Remedy: e.Remedy, Detail: e.Msg}
-	if e.Kind == fault.KindInternal {
-		// The cause may hold paths and SQL; it is for the log, not for the caller.
-		s.cfg.Log.ErrorContext(ctx, "request failed", "route", where, "err", err)
-		return p
-	}
-	if e.Err != nil {
-		p.Detail += ": " + e.Err.Error()
-	}
-	return p
-}
-
-// Problem answers a request with err as problem+json.
-func (s *Server) Problem(w http.ResponseWriter, r *http.Request, err error) {
-	p := s.problem(r.Context(), r.Method+" "+r.URL.Path, err)
-	if p.Status == http.StatusUnauthorized {
-		w.Header().Set("WWW-Authenticate", `Basic realm="drover", charset="UTF-8"`)
-	}
-	if wantsPage(r) && strings.Contains(r.Header.Get("Accept"), "text/html") {
-		s.errorPage(w, r, p)
-		return
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Del("Content-Length")
-	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // a reader that went away needs no answer
+// HTTPServer is an http.Server with bounds that keep slow clients from holding it. A body
+// and an answer take as long as they move (see Config.Idle): packages and logs may be long.
+func (s *Server) HTTPServer() *http.Server {
+	return &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
 }
 
 // ServeHTTP authenticates, keeps a panic from taking the process, and routes.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	id := s.reqs.Add(1)
+	w := &patient{ResponseWriter: rw, rc: http.NewResponseController(rw), idle: s.cfg.Idle}
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &slowBody{ReadCloser: r.Body, rc: w.rc, idle: s.cfg.Idle, began: time.Now()}
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 				panic(p)
 			}
-			s.cfg.Log.Error("panic in a request", "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			s.Problem(w, r, fault.Internal("panic", "drover failed on this request (number %d)", id))
+			s.cfg.Log.Error("panic in a request", "number", id, "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			if w.began {
+				panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+			}
+			s.Problem(w, r, fault.Internal("panic", "drover failed on this request (number %d)", id).Fix("the server's log has it under this number; report it"))
 		}
 	}()
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'")
+	h.Set("Content-Security-Policy", "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "same-origin")
 	ctx, err := s.cfg.Authenticate(r)
 	if err != nil {
 		s.Problem(w, r, err)
 		return
 	}
-	// Browsers send Sec-Fetch-Site; a page of another site may read, never change.
-	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && r.Method != http.MethodGet && r.Method != http.MethodHead {
-		s.Problem(w, r, fault.Denied("cross_site", "a page of another site may not change anything here"))
+	r = r.WithContext(ctx)
+	// There are no cookies, but a browser may remember Basic credentials: a page of another
+	// origin may read, never change.
+	if s.cross.Check(r) != nil {
+		s.Problem(w, r, fault.Denied("cross_site", "a page of another site may not change anything here").Fix("use the command line, or a page of this server"))
 		return
 	}
-	s.mux.ServeHTTP(w, r.WithContext(ctx))
+	if h, pattern := s.mux.Handler(r); pattern == "" && r.RequestURI != "*" {
+		s.unrouted(w, r, h)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
 }
 
-// HTTPServer is an http.Server with bounds that keep slow clients from holding it.
-// Body and answer are not timed: packages and logs take as long as they take.
-func (s *Server) HTTPServer() *http.Server {
-	return &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
+// unrouted answers what no pattern fits: the mux knows whether it is the path or the method,
+// and says it in plain text.
+func (s *Server) unrouted(w http.ResponseWriter, r *http.Request, h http.Handler) {
+	var heard answer
+	heard.head = http.Header{}
+	h.ServeHTTP(&heard, r)
+	switch heard.status {
+	case http.StatusNotFound:
+		s.Problem(w, r, fault.NotFound("path_unknown", "there is nothing at %.300q", r.URL.Path).Fix("start at /, or see /api/openapi.json for the API"))
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", heard.head.Get("Allow"))
+		p := s.problem(r.Context(), "", fault.Invalid("method", "%.20q is not possible at %.300q", r.Method, r.URL.Path).Fix("use %s", heard.head.Get("Allow")))
+		p.Status, p.Title = heard.status, http.StatusText(heard.status)
+		s.answer(w, r, p)
+	default: // a redirect to the clean path
+		h.ServeHTTP(w, r)
+	}
+}
+
+// answer takes the head of an answer and drops the rest.
+type answer struct {
+	head   http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (a *answer) Header() http.Header { return a.head }
+
+// WriteHeader implements http.ResponseWriter.
+func (a *answer) WriteHeader(status int) { a.status = status }
+
+// Write implements http.ResponseWriter.
+func (a *answer) Write(b []byte) (int, error) { return len(b), nil }
+
+// patient is a ResponseWriter whose every write must move within idle.
+type patient struct {
+	http.ResponseWriter
+	rc    *http.ResponseController
+	idle  time.Duration
+	began bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (p *patient) WriteHeader(status int) {
+	p.began = p.began || status >= 200
+	p.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements io.Writer.
+func (p *patient) Write(b []byte) (int, error) {
+	p.began = true
+	_ = p.rc.SetWriteDeadline(time.Now().Add(p.idle)) // a connection that cannot has no such trouble
+	return p.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+// slowBody is a request's body of which each read must move within idle, and which comes with
+// at least 1 KiB/s in the long run: a client that drips holds nothing.
+type slowBody struct {
+	io.ReadCloser
+	rc    *http.ResponseController
+	idle  time.Duration
+	began time.Time
+	n     int64
+}
+
+// Read implements io.Reader.
+func (b *slowBody) Read(p []byte) (int, error) {
+	now := time.Now()
+	end := b.began.Add(2*b.idle + time.Duration(b.n>>10)*time.Second)
+	if idle := now.Add(b.idle); idle.Before(end) {
+		end = idle
+	}
+	_ = b.rc.SetReadDeadline(end)
+	n, err := b.ReadCloser.Read(p)
+	// The deadline must not outlive the read: the server watches the connection by it, and
+	// would take the end of a long poll for the end of the client.
+	_ = b.rc.SetReadDeadline(time.Time{})
+	b.n += int64(n)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fault.Invalid("body_slow", "the request's body came too slowly").Wrap(err).Fix("send it again")
+	}
+	return n, err
 }
