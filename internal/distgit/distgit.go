@@ -121,8 +121,11 @@ func (s *Store) Create(ctx context.Context, r Repo) error {
 	if _, err := s.Repo(ctx, r.Name); err == nil {
 		return fault.Conflict("repo_exists", "%s exists already", r.Name)
 	}
-	// Files first, the row last: without its row a repository is not there, and git init
-	// over the files of a try that was cut off is harmless.
+	// Files first, the row last: without its row a repository is not there, and what a try
+	// that was cut off left (git's lock files too) is nobody's.
+	if err := os.RemoveAll(s.path(r.Name)); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(s.path(r.Name)), 0o700); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
@@ -44,7 +45,7 @@ func open(t *testing.T, d *db.DB) *house {
 		t.Fatal(err)
 	}
 	people := auth.NewStore(d)
-	if h.admin, err = people.Bootstrap(t.Context()); err != nil {
+	if h.admin, err = people.Bootstrap(t.Context(), func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	sys := auth.AsSystem(t.Context())
@@ -252,6 +253,10 @@ func TestKilledBetweenLedgerAndGit(t *testing.T) {
 		if err := os.Mkdir(left, 0o700); err != nil {
 			t.Fatal(err)
 		}
+		// And what git leaves when it dies with the server while it moves the ref.
+		if err := os.WriteFile(filepath.Join(h.dir, "git", "rpms", "hello.git", "refs", "heads", "main.lock"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		s, err := distgit.New(t.Context(), distgit.Config{DB: h.d, Dir: filepath.Join(h.dir, "git"), Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
@@ -375,6 +380,33 @@ func TestUploadGoesOn(t *testing.T) {
 	}
 	if n := up(0, ""); n != 1000 {
 		t.Fatalf("again: %d", n)
+	}
+}
+
+// A server that is killed when the last piece is there and not checked yet has the whole
+// upload: a client that starts anew must not be told that all is well before it is.
+func TestUploadCutBeforeItsEnd(t *testing.T) {
+	h := open(t, dbtest.SQLite(t, event.Schema(), auth.Schema(), distgit.Schema()))
+	text := strings.Repeat("0123456789", 100)
+	sum512 := sha512.Sum512([]byte(text))
+	sum := hex.EncodeToString(sum512[:])
+	blobs, err := blob.Open(filepath.Join(h.dir, "blobs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	up, err := blobs.Stage("source-"+sum[:64], 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(up.Append(t.Context(), 0, strings.NewReader(text)), up.Close()); err != nil {
+		t.Fatal(err)
+	}
+	n, err := h.s.Upload(auth.AsSystem(t.Context()), "rpms/hello", "big.tar", sum, 1000, 0, strings.NewReader(text))
+	if n != 1000 || err != nil {
+		t.Fatal(n, err)
+	}
+	if status, body := curl(t, h.url+"/repo/pkgs/rpms/hello/big.tar/sha512/"+sum+"/big.tar"); status != "200" || body != text {
+		t.Errorf("the source is not there: %s %s", status, body)
 	}
 }
 

@@ -255,14 +255,17 @@ func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset
 		return 0, err
 	}
 	defer up.Close()
-	if offset != up.Size() {
-		return up.Size(), nil // the client goes on from there
-	}
-	if err := up.Append(ctx, offset, r); err != nil {
-		return up.Size(), err
-	}
+	// All of it may be there already: from a server that was killed before it had checked it.
 	if up.Size() < size {
-		return up.Size(), nil
+		if offset != up.Size() {
+			return up.Size(), nil // the client goes on from there
+		}
+		if err := up.Append(ctx, offset, r); err != nil {
+			return up.Size(), err
+		}
+		if up.Size() < size {
+			return up.Size(), nil
+		}
 	}
 	d, n, err := up.Finish(ctx, blob.PutOptions{})
 	if err != nil {

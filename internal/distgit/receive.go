@@ -446,6 +446,9 @@ func (s *Store) settle(ctx context.Context) error {
 		return err
 	}
 	for _, r := range repos {
+		if err := unlock(s.path(r)); err != nil {
+			return err
+		}
 		if err := s.apply(ctx, r); err != nil {
 			return err
 		}
@@ -460,6 +463,22 @@ func (s *Store) settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unlock removes the lock files that git leaves when it is killed while it moves a ref: no
+// other git would ever move it again.
+func unlock(dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir() && path != dir && filepath.Base(path) == "objects":
+			return filepath.SkipDir
+		case e.Type().IsRegular() && strings.HasSuffix(path, ".lock"):
+			return os.Remove(path)
+		}
+		return nil
+	})
 }
 
 // serveGit runs a git service for one request of the smart HTTP protocol.
