@@ -51,7 +51,8 @@ type Info struct {
 	Put time.Time
 }
 
-// Open opens the store in dir, making what is missing.
+// Open opens the store in dir, making what is missing and clearing what puts of a killed
+// process left. Uploads stay: their clients may go on.
 func Open(dir string) (*Store, error) {
 	s := &Store{dir: filepath.Clean(dir)}
 	s.buffers.New = func() any { b := make([]byte, chunk); return &b }
@@ -67,6 +68,10 @@ func Open(dir string) (*Store, error) {
 		}
 	}
 	if err := durable.SyncDir(filepath.Join(s.dir, "sha256")); err != nil {
+		return nil, fmt.Errorf("open blob store: %w", err)
+	}
+	err := s.abandoned(s.staging(), func(path string, _ fs.FileInfo) error { return os.Remove(path) })
+	if err != nil {
 		return nil, fmt.Errorf("open blob store: %w", err)
 	}
 	return s, nil
