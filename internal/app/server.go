@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 	"drover/internal/build/wire"
 	"drover/internal/db"
 	"drover/internal/distgit"
+	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/prov"
@@ -28,6 +30,8 @@ import (
 	"drover/internal/repo"
 	"drover/internal/sign"
 	"drover/internal/web"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config is the server's configuration file, YAML. Every key has a default that serves.
@@ -73,6 +77,7 @@ type Server struct {
 	CA      string // file of the CA that its certificate is of, or ""
 	Token   string // the admin's first token, on the first start only
 
+	lock     *os.File // of the data directory
 	listener net.Listener
 	http     *http.Server
 	stop     context.CancelFunc
@@ -115,11 +120,47 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
 	s.routes()
-	if s.Token, err = s.Auth.Bootstrap(ctx); err != nil {
+	if err := s.firstToken(ctx); err != nil {
 		return s, err
 	}
 	return s, s.listen()
 }
+
+// alone makes sure that no other server works in the directory. The kernel lets go of the
+// lock with the process, however it ends.
+func (s *Server) alone() error {
+	f, err := os.OpenFile(filepath.Join(s.Config.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fault.Unavailable("dir", "the data directory cannot be used").Wrap(err).Fix("give another with --dir, or the right to write there")
+	}
+	s.lock = f
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := io.ReadAll(io.LimitReader(f, 20))
+		return fault.Conflict("dir_busy", "another server runs on %s: process %s", s.Config.Dir, strings.TrimSpace(string(pid))).Fix("stop it, or give this one a directory of its own with --dir")
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, os.Getpid())
+	return durable.Full(s.Config.Dir, err)
+}
+
+// firstToken makes the first admin's token. It lies in a file until somebody was shown it.
+func (s *Server) firstToken(ctx context.Context) error {
+	token, err := s.Auth.Bootstrap(ctx, func(secret string) error { return durable.WriteFile(s.tokenFile(), []byte(secret), 0o600) })
+	if err != nil || token != "" {
+		s.Token = token
+		return err
+	}
+	b, err := os.ReadFile(s.tokenFile()) // an earlier start was killed before it could show it
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	s.Token = string(b)
+	return err
+}
+
+func (s *Server) tokenFile() string { return filepath.Join(s.Config.Dir, "first-token") }
 
 func (s *Server) defaults() error {
 	c := &s.Config
@@ -132,6 +173,9 @@ func (s *Server) defaults() error {
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return fault.Unavailable("dir", "the data directory cannot be made").Wrap(err).Fix("give another with --dir, or the right to write there")
+	}
+	if err := s.alone(); err != nil {
+		return err
 	}
 	if c.Listen == "" {
 		c.Listen = "127.0.0.1:7280"
@@ -207,6 +251,10 @@ func (s *Server) Run(ctx context.Context) error {
 	lctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	defer stop()
+	// Whoever runs the server has the token by now.
+	if err := os.Remove(s.tokenFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	failed := make(chan error, 4)
 	loop := func(name string, fn func(context.Context) error) {
 		s.loops.Go(func() {
@@ -226,6 +274,7 @@ func (s *Server) Run(ctx context.Context) error {
 	loop("leases", s.Build.Run)
 	loop("publishing", s.Repo.Run)
 	loop("attestations", s.Prov.Run)
+	loop("uploads", s.sweepUploads)
 	children, err := s.children(lctx)
 	if err != nil {
 		return err
@@ -245,6 +294,22 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
+// sweepUploads removes uploads that nobody has gone on with for a week.
+func (s *Server) sweepUploads(ctx context.Context) error {
+	hour := time.NewTicker(time.Hour)
+	defer hour.Stop()
+	for {
+		if _, err := s.Blobs.SweepStaging(time.Now().Add(-7 * 24 * time.Hour)); err != nil {
+			s.Log.Error("old uploads stay", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hour.C:
+		}
+	}
+}
+
 // Close closes what NewServer opened.
 func (s *Server) Close() {
 	if s.listener != nil {
@@ -254,6 +319,9 @@ func (s *Server) Close() {
 		if err := s.DB.Close(); err != nil {
 			s.Log.Error("close", "err", err)
 		}
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
 	}
 }
 

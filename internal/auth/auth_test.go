@@ -18,11 +18,16 @@ import (
 func each(t *testing.T, fn func(t *testing.T, s *auth.Store, admin context.Context)) {
 	dbtest.Each(t, []db.Schema{event.Schema(), auth.Schema()}, func(t *testing.T, d *db.DB) {
 		s := auth.NewStore(d)
-		secret, err := s.Bootstrap(t.Context())
+		kept := ""
+		keep := func(secret string) error { kept = secret; return nil }
+		if _, err := s.Bootstrap(t.Context(), func(string) error { return errors.New("no place") }); err == nil {
+			t.Error("a token that could not be kept is valid")
+		}
+		secret, err := s.Bootstrap(t.Context(), keep)
 		if err != nil || secret == "" {
 			t.Fatalf("bootstrap: %q, %v", secret, err)
 		}
-		if again, err := s.Bootstrap(t.Context()); again != "" || err != nil {
+		if again, err := s.Bootstrap(t.Context(), keep); kept != secret || again != "" || err != nil {
 			t.Fatalf("a second bootstrap gave %q, %v", again, err)
 		}
 		a, err := s.Authenticate(t.Context(), secret)

@@ -356,8 +356,9 @@ func (s *Store) Join(ctx context.Context, ticket string) (TokenInfo, error) {
 }
 
 // Bootstrap makes the person "admin" and a token on a server that has nobody yet. It
-// returns "" when there is somebody.
-func (s *Store) Bootstrap(ctx context.Context) (string, error) {
+// returns "" when there is somebody. keep puts the token where it outlives the process,
+// before it is valid: a server that is killed before it has shown the token would have no way in.
+func (s *Store) Bootstrap(ctx context.Context, keep func(secret string) error) (string, error) {
 	var t TokenInfo
 	err := s.db.Write(AsSystem(ctx), func(tx *db.Tx) error {
 		var n int
@@ -368,8 +369,10 @@ func (s *Store) Bootstrap(ctx context.Context) (string, error) {
 			return err
 		}
 		var err error
-		t, err = newToken(tx, "admin", Person, "made by the first start", nil, 0)
-		return err
+		if t, err = newToken(tx, "admin", Person, "made by the first start", nil, 0); err != nil {
+			return err
+		}
+		return keep(t.Secret)
 	})
 	return t.Secret, err
 }
