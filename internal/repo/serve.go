@@ -125,6 +125,20 @@ func base(r *http.Request) string {
 	return scheme + "://" + r.Host
 }
 
+// mirrorList names one mirror of a channel's tree: the present snapshot. dnf reads repomd.xml
+// and its signature by two requests, and a channel may move between them; what is in a
+// snapshot never moves.
+func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.Channel(r.Context(), r.PathValue("name"), "")
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	_, err = fmt.Fprintf(w, "%s/snapshots/%s/%s/\n", base(r), c.Snapshot, r.PathValue("tree"))
+	return err
+}
+
 // repoFile writes the .repo file of a channel, for the arch that dnf puts in.
 func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
 	name, ok := strings.CutSuffix(r.PathValue("file"), ".repo")
@@ -142,7 +156,7 @@ func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
 		signed = fmt.Sprintf("gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=%s/keys/%s.asc\n", base(r), c.Key)
 	}
 	for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
-		fmt.Fprintf(w, "[%s%s]\nname=%s%s\nbaseurl=%s/channels/%s/%s/\nenabled=%s\n%smetadata_expire=60\n\n", c.Name, v.suffix, c.Name, v.title, base(r), c.Name, v.tree, v.enabled, signed)
+		fmt.Fprintf(w, "[%s%s]\nname=%s%s\nmirrorlist=%s/channels/%s/%s/mirrorlist\nenabled=%s\n%smetadata_expire=60\n\n", c.Name, v.suffix, c.Name, v.title, base(r), c.Name, v.tree, v.enabled, signed)
 	}
 	return nil
 }
