@@ -8,6 +8,10 @@ LINT    := v2.13.0
 FUZZ    ?= 10m
 BENCH   ?= .
 ARGS    ?=
+# Buildroots are mounted and namespaces made by root: the demo and the tests run as root, all
+# else as you.
+ROOT    := $(if $(filter 0,$(shell id -u)),,sudo -H --preserve-env=GO,CI,DROVER_LONG env PATH="$(PATH)")
+EXEC    := $(if $(ROOT),-exec '$(ROOT)')
 
 export GO
 export CGO_ENABLED = 0
@@ -21,17 +25,17 @@ help: ## this list
 demo: ## from a git push to an installed, signed package; ARGS=--once stops afterwards
 	scripts/setup demo
 	@$(MAKE) --no-print-directory build
-	bin/drover dev demo $(ARGS)
+	$(ROOT) bin/drover dev demo $(ARGS)
 
 # -p 2: packages start databases, builds and browsers of their own.
 test: ## every test, on SQLite and on PostgreSQL
 	scripts/setup test
 	$(GO) vet ./...
-	$(GO) test -p 2 -timeout 20m ./...
+	$(GO) test -p 2 -timeout 20m $(EXEC) ./...
 
 bench: ## benchmarks, each beside the peer it is measured against; BENCH=regexp
 	scripts/setup test
-	$(GO) test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
+	$(GO) test -p 1 $(EXEC) -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
 
 lint: ## gofmt, go vet and golangci-lint
 	scripts/setup build
@@ -45,8 +49,8 @@ build: ## bin/drover
 
 long: ## the long forms of the tests (crash, scale), then each fuzz target for FUZZ (10m)
 	scripts/setup test
-	DROVER_LONG=1 $(GO) test -p 1 -timeout 4h ./...
+	DROVER_LONG=1 $(GO) test -p 1 -timeout 4h $(EXEC) ./...
 	scripts/fuzz $(FUZZ)
 
 clean: ## remove what was built here
-	rm -rf bin demo-data
+	$(ROOT) rm -rf bin demo-data

@@ -262,6 +262,11 @@ func (d *demo) install(root string) (string, error) {
 		"--setopt=pluginpath=/nonexistent", "--setopt=install_weak_deps=0", "--setopt=module_platform_id=platform:el9", "--setopt=tsflags=nodocs", "install", "hello-motd", "bash", "system-release")
 	c.Env = append(os.Environ(), "HOME="+home, "LC_ALL=C.UTF-8", "GNUPGHOME="+home)
 	out, err := c.CombinedOutput()
+	// dnf leaves a gpg-agent behind for each repository whose signature it checked.
+	agents, _ := filepath.Glob(filepath.Join(d.v.Dir, "work", "dnf", "*", "pubring"))
+	for _, a := range agents {
+		_ = exec.CommandContext(d.e.Ctx, "gpgconf", "--homedir", a, "--kill", "all").Run() // it may be gone
+	}
 	if err != nil {
 		return string(out), err
 	}
