@@ -11,6 +11,7 @@ import (
 	"drover/internal/cli"
 	"drover/internal/fault"
 	"drover/internal/sandbox"
+	"drover/internal/sign"
 )
 
 type doctorVerb struct {
@@ -63,6 +64,16 @@ func (v doctorVerb) Run(e *cli.Env) error {
 		f := finding{Part: "builder", What: "sandbox", State: fmt.Sprintf("%s; memory by %s, processes by %s, disk by %s", r.Runtime, r.Memory, r.Pids, r.Disk)}
 		if r.Problem != "" {
 			f.State, f.Why = "missing", r.Problem
+			missing++
+		}
+		out = append(out, f)
+	}
+	// A server that runs tells whether its signer does.
+	var signing sign.Status
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/signing", nil, &signing); err == nil {
+		f := finding{Part: "signer", What: "process", State: "ok"}
+		if !signing.Here {
+			f.State, f.Why = "missing", signing.String()
 			missing++
 		}
 		out = append(out, f)

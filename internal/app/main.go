@@ -25,7 +25,7 @@ import (
 	"drover/internal/repo"
 	"drover/internal/sign"
 	"drover/internal/sign/signer"
-	"drover/internal/sign/wire"
+	signwire "drover/internal/sign/wire"
 	"drover/internal/teststream"
 
 	"github.com/alecthomas/kong"
@@ -321,7 +321,7 @@ func (v shellVerb) Run(e *cli.Env) error {
 
 type signerVerbs struct {
 	Run    signerRun    `cmd:"" help:"Run the signer."`
-	Create signerCreate `cmd:"" help:"On the signer's machine: make a key. A signer that runs takes it up at its next start."`
+	Create signerCreate `cmd:"" help:"On the signer's machine: make a key. A signer that runs takes it up at once."`
 	Verify signerVerify `cmd:"" help:"Check that no line of the signer's log was changed."`
 }
 
@@ -347,20 +347,19 @@ func (v signerRun) Run(e *cli.Env, l *line) error {
 
 type signerCreate struct {
 	Name    string   `arg:"" help:"Name of the key."`
+	Dir     string   `default:"drover-signer" help:"Directory of the signer." type:"path"`
 	Algo    string   `default:"rsa4096" enum:"rsa4096,ed25519" help:"rsa4096 or ed25519."`
 	Purpose string   `default:"rpm" enum:"rpm,attest" help:"rpm for packages and repositories, attest for statements."`
 	Tag     []string `required:"" help:"Pattern of tags that it signs for. Repeatable."`
-	Dir     string   `default:"drover-signer" help:"Directory of the signer." type:"path"`
 }
 
-// Run makes a key by hand.
+// Run makes a key in the signer's directory; a signer that runs takes it up.
 func (v signerCreate) Run(e *cli.Env) error {
-	s, err := signer.New(signer.Config{Dir: v.Dir, Now: time.Now, Log: logger(e.Err, false)})
-	if err != nil {
-		return err
+	err := signer.Create(v.Dir, signwire.NewKey{Name: v.Name, Algo: v.Algo, Purpose: v.Purpose, Tags: v.Tag}, time.Now)
+	if err == nil {
+		e.Say("made %s; its policy is in %s", v.Name, filepath.Join(v.Dir, v.Name+".yaml"))
 	}
-	defer s.Close() //nolint:errcheck // nothing was written to its log
-	return s.Create(wire.NewKey{Name: v.Name, Algo: v.Algo, Purpose: v.Purpose, Tags: v.Tag})
+	return err
 }
 
 type signerVerify struct {
@@ -394,13 +393,12 @@ func (statusVerb) Run(e *cli.Env) error {
 		Builders []build.BuilderInfo
 		Channels []repo.Channel
 		Signing  sign.Status
-		Signer   bool
 	}
 	if err := e.Client.Call(e.Ctx, "GET", "/", nil, &d); err != nil {
 		return err
 	}
 	return e.Show(d, func(w io.Writer) {
-		fmt.Fprintf(w, "%d tasks wait or run, %d builders, signer %v with %d waiting, %d channels\n\n", len(d.Queue), len(d.Builders), d.Signer, d.Signing.Waiting, len(d.Channels))
+		fmt.Fprintf(w, "%d tasks wait or run, %d builders, %d channels\n%s\n\n", len(d.Queue), len(d.Builders), len(d.Channels), d.Signing)
 		cli.Table(w, "BUILD NVR STATE TARGET BY", func(row func(...any)) {
 			for _, b := range d.Builds {
 				n := b.NVR

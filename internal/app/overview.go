@@ -4,7 +4,6 @@ import (
 	"embed"
 	"net/http"
 	"slices"
-	"time"
 
 	"drover/internal/build"
 	"drover/internal/db"
@@ -26,7 +25,6 @@ func (s *Server) overview() {
 			Builders []build.BuilderInfo `json:"builders"`
 			Channels []repo.Channel      `json:"channels"`
 			Signing  sign.Status         `json:"signing"`
-			Signer   bool                `json:"signer"`
 			Events   []event.Event       `json:"events"`
 		}
 		ctx := r.Context()
@@ -47,7 +45,6 @@ func (s *Server) overview() {
 		if d.Signing, err = s.Sign.Status(ctx); err != nil {
 			return web.Page{}, err
 		}
-		d.Signer = time.Since(d.Signing.Seen) < 2*time.Minute
 		err = s.DB.Read(ctx, func(tx *db.Tx) error {
 			d.Events, err = event.List(tx, event.Filter{Newest: true, Limit: 12})
 			return err

@@ -116,7 +116,7 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	s.Release = release.New(s.DB)
 	s.Build = build.New(build.Config{DB: s.DB, Blobs: s.Blobs, Git: s.Git, Tags: s.Release, Roots: roots{s}, Dir: filepath.Join(s.Config.Dir, "build"), Log: log})
 	s.Sign = sign.New(s.DB, log)
-	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, HTTP: repo.Client(), Log: log})
+	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, HTTP: repo.Client(), Dir: filepath.Join(s.Config.Dir, "incoming"), Log: log})
 	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
 	s.routes()

@@ -297,6 +297,8 @@ func (d *DB) explain(err error) error {
 	switch {
 	case errors.As(err, &se) && se.Code()&0xff == sqliteFull, errors.As(err, &pe) && pe.Code == "53100":
 		return fault.Unavailable("disk_full", "the database's disk is full").Wrap(err).Fix("free space; nothing was changed")
+	case errors.As(err, &pe) && (pe.Code == "22021" || pe.Code == "22P05"):
+		return fault.Invalid("text", "a text holds a byte that no text has").Wrap(err).Fix("send UTF-8 without NUL")
 	case errors.As(err, &se) && se.Code()&0xff == sqliteBusy:
 		return fault.Unavailable("db_busy", "the database is held by another process").Wrap(err).Fix("stop the other process, then retry")
 	}

@@ -8,9 +8,11 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"math"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"drover/internal/db"
 	"drover/internal/fault"
@@ -36,6 +38,13 @@ type Event struct {
 // maxData bounds one line: the ledger is for facts, not for bulk.
 const maxData = 64 << 10
 
+// maxName bounds kind, subject and actor of a line.
+const maxName = 1000
+
+// Now is the point in history after every line, for rows that carry since and until: a row
+// is in force at a point when since <= point and until is 0 or later.
+const Now int64 = math.MaxInt64
+
 // Append writes a line in tx and returns its number. data is stored as JSON.
 func Append(tx *db.Tx, kind, subject string, data any) (int64, error) {
 	text, err := json.Marshal(data)
@@ -44,6 +53,12 @@ func Append(tx *db.Tx, kind, subject string, data any) (int64, error) {
 	}
 	if len(text) > maxData {
 		return 0, fault.Internal("event_data", "the data of a %s event has %d bytes, over %d", kind, len(text), maxData)
+	}
+	// SQLite would keep what PostgreSQL refuses, and JSON can't say it.
+	for _, s := range []string{kind, subject, tx.Actor()} {
+		if !utf8.ValidString(s) || strings.ContainsRune(s, 0) || len(s) > maxName {
+			return 0, fault.Invalid("event_text", "%.100q cannot stand in a line of the ledger", s)
+		}
 	}
 	var last int64
 	prev := make([]byte, sha256.Size)
@@ -170,7 +185,7 @@ func AsOf(tx *db.Tx, at string) (int64, error) {
 	}
 	ts, err := time.Parse(time.RFC3339, at)
 	if err != nil {
-		return 0, fault.Invalid("as_of", "%q is neither an event number nor a time", at).Fix("give a number, or a time such as 2026-11-24T03:00:00Z")
+		return 0, fault.Invalid("as_of", "%.60q is neither an event number nor a time", at).Fix("give a number, or a time such as 2026-11-24T03:00:00Z")
 	}
 	var id int64
 	err = tx.QueryRow("SELECT COALESCE(MAX(id), 0) FROM event WHERE at <= $1", ts.UnixMicro()).Scan(&id)

@@ -6,8 +6,11 @@ import (
 	"embed"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +56,9 @@ const (
 	statementType = "https://in-toto.io/Statement/v1"
 	predicateType = "https://slsa.dev/provenance/v1"
 	payloadType   = "application/vnd.in-toto+json"
-	buildType     = "https://drover/rpm-build/v1"
+	buildType     = scheme + "/rpm-build/v1"
+	// scheme begins the URIs of what a drover server has; a path of that server follows.
+	scheme = "drover:"
 )
 
 // Resource is an artifact by name and digest (in-toto ResourceDescriptor).
@@ -112,21 +117,25 @@ func PAE(payloadType string, payload []byte) []byte {
 // Run composes and signs a statement for every build that has none, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
+	var seen int64 // event up to which every build was looked at
 	for {
 		changed := s.DB.Changed()
-		todo, err := s.missing(ctx)
-		for _, b := range todo {
-			if err = s.attest(ctx, b); err != nil {
-				break
-			}
+		last, todo, err := s.missing(ctx, seen)
+		if err == nil {
+			err = s.attestAll(ctx, todo)
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		wait := time.Minute
-		if err != nil {
+		switch {
+		case err != nil:
 			s.Log.Warn("statements wait", "err", err)
 			changed, wait = nil, 10*time.Second
+		case len(todo) < batch:
+			seen = last
+		default:
+			continue
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -140,23 +149,57 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Store) missing(ctx context.Context) (ids []int64, err error) {
+// batch is how many builds are looked at in one round.
+const batch = 100
+
+// missing reads the builds without a statement, unless no build was completed after the event
+// seen. last is the event up to which it looked.
+func (s *Store) missing(ctx context.Context, seen int64) (last int64, ids []int64, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		if last, err = event.Last(tx); err != nil {
+			return err
+		}
+		done, err := event.List(tx, event.Filter{After: seen, Kind: "build.done", Limit: 1})
+		if err != nil || len(done) == 0 {
+			return err
+		}
 		return tx.Each(func(scan func(...any) error) error {
 			var id int64
 			err := scan(&id)
 			ids = append(ids, id)
 			return err
-		}, "SELECT id FROM build_build WHERE state = 'COMPLETE' AND scratch = 0 AND id NOT IN (SELECT build FROM prov_statement) ORDER BY id LIMIT 100")
+		}, "SELECT b.id FROM build_build b WHERE b.state = 'COMPLETE' AND b.scratch = 0 AND NOT EXISTS (SELECT 1 FROM prov_statement p WHERE p.build = b.id) ORDER BY b.id LIMIT $1", batch)
 	})
-	return ids, err
+	return last, ids, err
 }
 
-func (s *Store) attest(ctx context.Context, id int64) error {
-	if _, err := s.Sign.Create(ctx, wire.NewKey{Name: Key, Algo: wire.Ed25519, Purpose: wire.PurposeAttest, Tags: []string{"*"}}); err != nil {
-		return err
+// attestAll makes statements. One that can't be made does not hold up the others; when the
+// signer is away, all of them wait.
+func (s *Store) attestAll(ctx context.Context, ids []int64) error {
+	var errs []error
+	for _, id := range ids {
+		err := s.attest(ctx, id)
+		if err == nil {
+			continue
+		}
+		errs = append(errs, fmt.Errorf("build %d: %w", id, err))
+		if fault.As(err).Kind == fault.KindUnavailable {
+			break
+		}
 	}
+	return errors.Join(errs...)
+}
+
+// signWait is how long one statement waits for its signature before it is tried again.
+const signWait = time.Minute
+
+func (s *Store) attest(ctx context.Context, id int64) error {
+	ctx, cancel := context.WithTimeout(ctx, signWait)
+	defer cancel()
 	key, err := s.Sign.Key(ctx, Key)
+	if fault.Code(err) == "key_unknown" {
+		key, err = s.Sign.Create(ctx, wire.NewKey{Name: Key, Algo: wire.Ed25519, Purpose: wire.PurposeAttest, Tags: []string{"*"}})
+	}
 	if err != nil {
 		return err
 	}
@@ -183,6 +226,10 @@ func (s *Store) attest(ctx context.Context, id int64) error {
 		return err
 	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		var n int
+		if err := tx.QueryRow("SELECT COUNT(*) FROM prov_statement WHERE build = $1", id).Scan(&n); err != nil || n > 0 {
+			return err // another server was faster
+		}
 		ev, err := event.Append(tx, "prov.statement", fmt.Sprintf("build/%d", id), map[string]string{"nvr": b.NVR, "key": Key, "digest": hex.EncodeToString(sum[:])})
 		if err != nil {
 			return err
@@ -215,10 +262,14 @@ func (s *Store) compose(ctx context.Context, id int64) (st Statement, b build.Bu
 	}
 	d := &st.Predicate.BuildDefinition
 	d.BuildType = buildType
-	d.ExternalParameters = map[string]any{"target": b.Target, "repository": b.Repo, "commit": b.Commit, "srpm": b.SRPM}
-	d.InternalParameters = map[string]any{"arches": plan.Arches, "macros": plan.Macros, "sourceDateEpoch": plan.Epoch, "buildTag": plan.BuildTag}
+	d.ExternalParameters = map[string]any{"target": b.Target}
+	d.InternalParameters = map[string]any{"arches": plan.Arches, "sourceDateEpoch": plan.Epoch, "buildTag": plan.BuildTag}
+	if len(plan.Macros) > 0 {
+		d.InternalParameters["macros"] = plan.Macros
+	}
 	if b.Repo != "" {
-		d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: b.Repo, URI: "git+" + b.Repo, Digest: map[string]string{"gitCommit": b.Commit}})
+		d.ExternalParameters["repository"], d.ExternalParameters["commit"] = b.Repo, b.Commit
+		d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: b.Repo, URI: scheme + "/git/" + b.Repo, Digest: map[string]string{"gitCommit": b.Commit}})
 		src, err := s.Git.Sources(ctx, b.Repo, b.Commit)
 		if err != nil {
 			return st, b, err
@@ -227,23 +278,29 @@ func (s *Store) compose(ctx context.Context, id int64) (st Statement, b build.Bu
 			d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: x.File, Digest: map[string]string{"sha512": x.SHA512, "sha256": x.Digest.String()}})
 		}
 	} else {
+		d.ExternalParameters["srpm"] = b.SRPM
 		d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: "source RPM", Digest: map[string]string{"sha256": b.SRPM}})
 	}
-	for arch, root := range plan.Roots {
-		for _, r := range root.Repos {
-			d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: r.ID + "/" + arch, URI: r.URL, Digest: map[string]string{"sha256": r.Digest}})
+	// In a fixed order: the same build gives the same statement.
+	for _, arch := range slices.Sorted(maps.Keys(plan.Roots)) {
+		for _, r := range plan.Roots[arch].Repos {
+			d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: r.ID + "/" + arch, URI: scheme + r.URL, Digest: map[string]string{"sha256": r.Digest}})
 		}
 	}
 	run := &st.Predicate.RunDetails
+	run.Byproducts = []Resource{}
 	var who []string
 	for _, t := range tasks {
-		if t.Before != "" {
-			d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: "buildroot of " + t.Label, URI: "/api/v1/roots/" + t.Before, Digest: map[string]string{"sha256": t.Before}})
-			run.Byproducts = append(run.Byproducts, Resource{Name: "buildroot after " + t.Label, Digest: map[string]string{"sha256": t.After}})
+		if t.Before == "" {
+			continue
+		}
+		d.ResolvedDependencies = append(d.ResolvedDependencies, Resource{Name: "buildroot of " + t.Label, URI: scheme + "/api/v1/roots/" + t.Before, Digest: map[string]string{"sha256": t.Before}})
+		run.Byproducts = append(run.Byproducts, Resource{Name: "buildroot after " + t.Label, URI: scheme + "/api/v1/roots/" + t.After, Digest: map[string]string{"sha256": t.After}})
+		if !slices.Contains(who, t.Builder) {
 			who = append(who, t.Builder)
 		}
 	}
-	run.Builder.ID = "drover-builder:" + strings.Join(who, ",")
+	run.Builder.ID = scheme + "/builders/" + strings.Join(who, ",")
 	run.Metadata.InvocationID = fmt.Sprintf("build/%d", id)
 	run.Metadata.StartedOn, run.Metadata.FinishedOn = b.Created, b.Finished
 	return st, b, nil
@@ -279,14 +336,17 @@ type Answer struct {
 	Owner     string   `json:"submitted_by,omitempty"`
 	Builder   string   `json:"builder,omitempty"`
 	Root      string   `json:"buildroot,omitempty"`
-	Signer    string   `json:"signed_with,omitempty"`
-	Statement string   `json:"statement,omitempty"` // "signed with attest", or why not
+	Signers   []string `json:"signed_with,omitempty"` // keys, the first one first
+	Statement string   `json:"statement,omitempty"`   // "signed with attest", or why not
 	Tags      []string `json:"tags,omitempty"`
 	Mirrors   []string `json:"mirrors,omitempty"` // for a package of a mirror: where it came from
 }
 
 // Why finds how a package came about: by the sha256 of its header, or by NEVRA or file name.
 func (s *Store) Why(ctx context.Context, header, nevra string) (a Answer, err error) {
+	if header == "" && nevra == "" {
+		return a, fault.Invalid("why", "the question names no package").Fix("give name-version-release.arch, or the sha256 of a header")
+	}
 	if header == "" {
 		if header, err = s.headerOf(ctx, nevra); err != nil {
 			return a, err
@@ -305,8 +365,8 @@ func (s *Store) Why(ctx context.Context, header, nevra string) (a Answer, err er
 	}
 	a.Package = rpm.NEVRA{Name: r.Name, Epoch: uint32(r.Epoch), Version: r.Version, Release: r.Release, Arch: r.Arch}.String()
 	a.Build, a.NVR, a.Repo, a.Commit, a.SRPM, a.Owner = b.ID, b.NVR, b.Repo, b.Commit, b.SRPM, b.Owner
-	if perr == nil {
-		a.Signer = p.Key
+	if a.Signers, err = s.signers(ctx, header); err != nil {
+		return a, err
 	}
 	t, err := s.Builds.Task(ctx, r.Task)
 	if err != nil {
@@ -331,6 +391,21 @@ func (s *Store) Why(ctx context.Context, header, nevra string) (a Answer, err er
 	}
 	a.Tags, err = s.sources(ctx, header)
 	return a, err
+}
+
+// signers names the keys that a package was signed with.
+func (s *Store) signers(ctx context.Context, header string) (out []string, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.Each(func(scan func(...any) error) error {
+			var k string
+			err := scan(&k)
+			if !slices.Contains(out, k) {
+				out = append(out, k)
+			}
+			return err
+		}, "SELECT key FROM repo_package WHERE header = $1 AND key <> '' ORDER BY created, key", header)
+	})
+	return out, err
 }
 
 // sources names the channels whose snapshots hold a package.

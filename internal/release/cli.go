@@ -55,7 +55,11 @@ func (c tagShow) Run(e *cli.Env) error {
 		return err
 	}
 	return e.Show(t, func(w io.Writer) {
-		fmt.Fprintf(w, "%s  arches %s  key %s  mirrors %s  since event %d\n\n", t.Name, strings.Join(t.Arches, ","), t.Key, strings.Join(t.Mirrors, ","), t.Since)
+		fmt.Fprintf(w, "%s  arches %s  key %s  mirrors %s  since event %d\n", t.Name, strings.Join(t.Arches, ","), t.Key, strings.Join(t.Mirrors, ","), t.Since)
+		if t.Locked {
+			fmt.Fprintln(w, "locked: no build goes in or out")
+		}
+		fmt.Fprintln(w)
 		cli.Table(w, "BUILD NVR BY COMMIT", func(row func(...any)) {
 			for _, b := range t.Builds {
 				row(b.ID, b.NVR, b.Owner, b.Commit[:min(12, len(b.Commit))])
@@ -73,6 +77,7 @@ type tagSet struct {
 	Install []string          `help:"A package in its buildroot. Repeatable."`
 	Macro   map[string]string `help:"An rpm macro: dist=.el10. Repeatable."`
 	Comps   string            `help:"A comps.xml file to publish with it." type:"existingfile"`
+	Locked  *bool             `help:"Let no build in or out." negatable:""`
 }
 
 // Run makes or changes a tag; what is not given stays.
@@ -108,6 +113,9 @@ func (c tagSet) Run(e *cli.Env) error {
 			return fault.Invalid("file", "the comps file cannot be read").Wrap(err)
 		}
 		t.Comps = string(b)
+	}
+	if c.Locked != nil {
+		t.Locked = *c.Locked
 	}
 	if t.Arches == nil {
 		t.Arches = []string{}

@@ -38,6 +38,7 @@ type Tag struct {
 	Install []string          `json:"install,omitempty" doc:"packages in a buildroot before BuildRequires; CentOS Stream's build group when empty"`
 	Macros  map[string]string `json:"macros,omitempty" doc:"rpm macros, such as dist"`
 	Comps   string            `json:"comps,omitempty" doc:"comps.xml that is published with it"`
+	Locked  bool              `json:"locked,omitempty" doc:"no build goes in or out"`
 	Since   int64             `json:"since,omitempty" doc:"event that made this state"`
 }
 
@@ -142,7 +143,7 @@ func (s *Store) SetTarget(ctx context.Context, t Target) error {
 	}
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		for _, n := range []string{t.BuildTag, t.DestTag} {
-			if _, err := tagAt(tx, n, 0); err != nil {
+			if _, err := tagAt(tx, n, event.Now); err != nil {
 				return err
 			}
 		}
@@ -165,11 +166,13 @@ func (s *Store) SetTarget(ctx context.Context, t Target) error {
 	})
 }
 
-// tagAt reads a tag as of an event; 0 is now.
+// At reads a tag as of an event, or event.Now.
+func (s *Store) At(tx *db.Tx, name string, at int64) (Tag, error) { return tagAt(tx, name, at) }
+
 func tagAt(tx *db.Tx, name string, at int64) (Tag, error) {
 	var text string
 	var since int64
-	err := tx.QueryRow("SELECT config, since FROM release_tag WHERE name = $1 AND (CAST($2 AS BIGINT) = 0 AND until = 0 OR since <= $2 AND (until = 0 OR until > $2)) ORDER BY since DESC LIMIT 1", name, at).Scan(&text, &since)
+	err := tx.QueryRow("SELECT config, since FROM release_tag WHERE name = $1 AND since <= $2 AND (until = 0 OR until > $2) ORDER BY since DESC LIMIT 1", name, at).Scan(&text, &since)
 	if db.NoRow(err) {
 		return Tag{}, fault.NotFound("tag_unknown", "there is no tag %.100q", name).Fix("see `drover tag list`")
 	}
@@ -185,7 +188,7 @@ func tagAt(tx *db.Tx, name string, at int64) (Tag, error) {
 // Tag reads a tag as of an event number or time; "" is now.
 func (s *Store) Tag(ctx context.Context, name, asOf string) (t Tag, err error) {
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		at, err := when(tx, asOf)
+		at, err := event.AsOf(tx, asOf)
 		if err != nil {
 			return err
 		}
@@ -193,13 +196,6 @@ func (s *Store) Tag(ctx context.Context, name, asOf string) (t Tag, err error) {
 		return err
 	})
 	return t, err
-}
-
-func when(tx *db.Tx, asOf string) (int64, error) {
-	if asOf == "" {
-		return 0, nil
-	}
-	return event.AsOf(tx, asOf)
 }
 
 // Tags lists the tags of now.
@@ -251,9 +247,16 @@ func (s *Store) For(tx *db.Tx, name string) (build.Target, error) {
 	if err != nil {
 		return build.Target{}, err
 	}
-	bt, err := tagAt(tx, t.BuildTag, 0)
+	bt, err := tagAt(tx, t.BuildTag, event.Now)
 	if err != nil {
 		return build.Target{}, err
+	}
+	dest, err := tagAt(tx, t.DestTag, event.Now)
+	if err != nil {
+		return build.Target{}, err
+	}
+	if dest.Locked {
+		return build.Target{}, locked(dest.Name)
 	}
 	if len(bt.Install) == 0 {
 		bt.Install = build.DefaultInstall()
@@ -261,8 +264,26 @@ func (s *Store) For(tx *db.Tx, name string) (build.Target, error) {
 	return build.Target{Name: t.Name, BuildTag: t.BuildTag, DestTag: t.DestTag, Arches: bt.Arches, Install: bt.Install, Macros: bt.Macros}, nil
 }
 
-// Put puts a build into a tag in the caller's transaction; again, it changes nothing.
+func locked(tag string) error {
+	return fault.Conflict("tag_locked", "the tag %s is locked", tag).Fix("unlock it with `drover tag set %s --no-locked`", tag)
+}
+
+// Put puts a build that has just become complete into its tag, in the caller's transaction;
+// again, it changes nothing. A tag that was locked meanwhile does not get it: the work is not
+// lost, the build can be tagged later.
 func (s *Store) Put(tx *db.Tx, tag string, id int64, pkg string) error {
+	t, err := tagAt(tx, tag, event.Now)
+	if err != nil {
+		return err
+	}
+	if t.Locked {
+		_, err := event.Append(tx, "tag.skipped", "tag/"+tag, map[string]any{"build": id, "package": pkg, "why": "the tag is locked"})
+		return err
+	}
+	return put(tx, tag, id, pkg)
+}
+
+func put(tx *db.Tx, tag string, id int64, pkg string) error {
 	var n int
 	if err := tx.QueryRow("SELECT COUNT(*) FROM release_tagging WHERE tag = $1 AND build = $2 AND until = 0", tag, id).Scan(&n); err != nil || n > 0 {
 		return err
@@ -272,6 +293,15 @@ func (s *Store) Put(tx *db.Tx, tag string, id int64, pkg string) error {
 		return err
 	}
 	_, err = tx.Exec("INSERT INTO release_tagging (tag, build, package, since, until) VALUES ($1, $2, $3, $4, 0)", tag, id, pkg, ev)
+	return err
+}
+
+// open makes sure that a tag is there and not locked.
+func open(tx *db.Tx, tag string) error {
+	t, err := tagAt(tx, tag, event.Now)
+	if err == nil && t.Locked {
+		err = locked(tag)
+	}
 	return err
 }
 
@@ -288,10 +318,10 @@ func (s *Store) TagBuild(ctx context.Context, builds *build.Store, tag, ref stri
 		return fault.Conflict("build_state", "build %d is %s and cannot be tagged", b.ID, strings.ToLower(string(b.State))).Fix("only a complete build that is no scratch build can be")
 	}
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		if _, err := tagAt(tx, tag, 0); err != nil {
+		if err := open(tx, tag); err != nil {
 			return err
 		}
-		return s.Put(tx, tag, b.ID, b.Package)
+		return put(tx, tag, b.ID, b.Package)
 	})
 }
 
@@ -305,6 +335,9 @@ func (s *Store) UntagBuild(ctx context.Context, builds *build.Store, tag, ref st
 		return err
 	}
 	return s.db.Write(ctx, func(tx *db.Tx) error {
+		if err := open(tx, tag); err != nil {
+			return err
+		}
 		var n int
 		if err := tx.QueryRow("SELECT COUNT(*) FROM release_tagging WHERE tag = $1 AND build = $2 AND until = 0", tag, b.ID).Scan(&n); err != nil {
 			return err
@@ -328,7 +361,7 @@ type Tagged struct {
 	Since   int64  `json:"since"`
 }
 
-// Latest reads what a tag holds as of an event (0: now): of each package the build that was
+// Latest reads what a tag holds as of an event, or event.Now: of each package the build that was
 // tagged last, as in Koji.
 func (s *Store) Latest(tx *db.Tx, tag string, at int64) ([]Tagged, error) {
 	out := []Tagged{}
@@ -340,14 +373,14 @@ func (s *Store) Latest(tx *db.Tx, tag string, at int64) ([]Tagged, error) {
 		}
 		out = append(out, t)
 		return err
-	}, "SELECT build, package, since FROM release_tagging WHERE tag = $1 AND (CAST($2 AS BIGINT) = 0 AND until = 0 OR since <= $2 AND (until = 0 OR until > $2)) ORDER BY package, since", tag, at)
+	}, "SELECT build, package, since FROM release_tagging WHERE tag = $1 AND since <= $2 AND (until = 0 OR until > $2) ORDER BY package, since", tag, at)
 	return out, err
 }
 
 // Content reads what a tag holds as of a time, for people.
 func (s *Store) Content(ctx context.Context, tag, asOf string) (out []Tagged, err error) {
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		at, err := when(tx, asOf)
+		at, err := event.AsOf(tx, asOf)
 		if err != nil {
 			return err
 		}

@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"drover/internal/auth"
 	"drover/internal/blob"
 	"drover/internal/db"
+	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/rpm"
@@ -43,10 +43,13 @@ type Mirror struct {
 // Bounds of one mirror.
 const (
 	maxMeta     = 512 << 20 // bytes of one metadata file
+	maxOpenMeta = 4 << 30   // bytes that it unpacks to
 	maxMirrored = 200_000   // packages
 	fetchers    = 6         // requests at once
 	tries       = 4         // of one file, and of the whole when upstream changes meanwhile
 )
+
+var reArch = regexp.MustCompile(`^[a-z0-9_]{2,20}$`)
 
 // SetMirror adds a mirror or changes its address.
 func (s *Store) SetMirror(ctx context.Context, m Mirror) error {
@@ -54,19 +57,31 @@ func (s *Store) SetMirror(ctx context.Context, m Mirror) error {
 		return err
 	}
 	u, err := url.Parse(m.URL)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || len(m.URL) > 1000 {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || len(m.URL) > 1000 {
 		return fault.Invalid("mirror_url", "%.200q is no HTTP address of a repository", m.URL).Fix("give the directory that holds repodata/, by http or https")
 	}
-	if !reName.MatchString(m.Name) || !regexp.MustCompile(`^[a-z0-9_]{2,20}$`).MatchString(m.Arch) {
+	if u.User != nil {
+		return fault.Invalid("mirror_url", "the address holds a password, and everybody may read it here").Fix("take an address that needs none")
+	}
+	if !reName.MatchString(m.Name) || !!reArch.MatchString(m.Arch) {
 		return fault.Invalid("mirror", "%.100q with arch %.40q is no mirror", m.Name, m.Arch)
 	}
 	if !strings.HasSuffix(m.URL, "/") {
 		m.URL += "/"
 	}
-	if _, err := s.Release.Tag(ctx, m.Name, ""); err == nil {
-		return fault.Conflict("channel_taken", "there is a tag %s: its channel has this name", m.Name).Fix("give the mirror another name")
-	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		if _, err := s.Release.At(tx, m.Name, event.Now); err == nil {
+			return fault.Conflict("channel_taken", "there is a tag %s: its channel has this name", m.Name).Fix("give the mirror another name")
+		} else if fault.Code(err) != "tag_unknown" {
+			return err
+		}
+		had, err := getMirror(tx, m.Name)
+		if err != nil && fault.Code(err) != "mirror_unknown" {
+			return err
+		}
+		if had.URL == m.URL && had.Arch == m.Arch {
+			return nil
+		}
 		ev, err := event.Append(tx, "mirror.set", "mirror/"+m.Name, map[string]string{"url": m.URL, "arch": m.Arch})
 		if err != nil {
 			return err
@@ -77,18 +92,32 @@ func (s *Store) SetMirror(ctx context.Context, m Mirror) error {
 	})
 }
 
+const mirrorColumns = "name, url, arch, since, synced, outcome"
+
+func scanMirror(scan func(...any) error) (m Mirror, err error) {
+	var synced int64
+	err = scan(&m.Name, &m.URL, &m.Arch, &m.Since, &synced, &m.Outcome)
+	m.Synced = db.Time(synced)
+	return m, err
+}
+
+func getMirror(tx *db.Tx, name string) (Mirror, error) {
+	m, err := scanMirror(tx.QueryRow("SELECT "+mirrorColumns+" FROM repo_mirror WHERE name = $1", name).Scan)
+	if db.NoRow(err) {
+		return m, fault.NotFound("mirror_unknown", "there is no mirror %.100q", name).Fix("see `drover mirror list`")
+	}
+	return m, err
+}
+
 // Mirrors lists the mirrors.
 func (s *Store) Mirrors(ctx context.Context) ([]Mirror, error) {
 	out := []Mirror{}
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		return tx.Each(func(scan func(...any) error) error {
-			var m Mirror
-			var synced int64
-			err := scan(&m.Name, &m.URL, &m.Arch, &m.Since, &synced, &m.Outcome)
-			m.Synced = db.Time(synced)
+			m, err := scanMirror(scan)
 			out = append(out, m)
 			return err
-		}, "SELECT name, url, arch, since, synced, outcome FROM repo_mirror ORDER BY name")
+		}, "SELECT "+mirrorColumns+" FROM repo_mirror ORDER BY name")
 	})
 	return out, err
 }
@@ -119,31 +148,31 @@ func (s *Store) Sync(ctx context.Context, name string, say func(Progress)) (id s
 		delete(s.syncing, name)
 		s.mu.Unlock()
 	}()
-	ms, err := s.Mirrors(ctx)
-	if err != nil {
+	var m Mirror
+	if err := s.DB.Read(ctx, func(tx *db.Tx) error { m, err = getMirror(tx, name); return err }); err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(ms, func(m Mirror) bool { return m.Name == name })
-	if i < 0 {
-		return "", fault.NotFound("mirror_unknown", "there is no mirror %.100q", name).Fix("see `drover mirror list`")
-	}
-	for range tries {
-		id, err = s.syncOnce(ctx, ms[i], say)
+	for n := range tries {
+		if err := pause(ctx, n); err != nil {
+			return "", err
+		}
+		id, err = s.syncOnce(ctx, m, say)
 		if fault.Code(err) != "mirror_moved" {
 			break // only an upstream that changed meanwhile is worth another look
 		}
 	}
 	outcome := "ok"
 	if err != nil {
-		outcome = fault.As(err).Error()
+		outcome = strings.ToValidUTF8(strings.ReplaceAll(fault.As(err).Error(), "\x00", ""), "?")
+		outcome = strings.ToValidUTF8(outcome[:min(len(outcome), 2000)], "")
 	}
 	werr := s.DB.Write(context.WithoutCancel(ctx), func(tx *db.Tx) error {
 		if err != nil {
-			if _, err := event.Append(tx, "mirror.failed", "mirror/"+name, map[string]string{"error": outcome[:min(len(outcome), 2000)]}); err != nil {
+			if _, err := event.Append(tx, "mirror.failed", "mirror/"+name, map[string]string{"error": outcome}); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec("UPDATE repo_mirror SET synced = $1, outcome = $2 WHERE name = $3", tx.Now(), outcome[:min(len(outcome), 2000)], name)
+		_, err := tx.Exec("UPDATE repo_mirror SET synced = $1, outcome = $2 WHERE name = $3", tx.Now(), outcome, name)
 		return err
 	})
 	return id, errors.Join(err, werr)
@@ -151,9 +180,22 @@ func (s *Store) Sync(ctx context.Context, name string, say func(Progress)) (id s
 
 func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (string, error) {
 	t := tree{name: m.Arch}
-	repomd, err := s.small(ctx, m.URL+"repodata/repomd.xml", 1<<20)
+	repomd, err := s.small(ctx, m.URL+repomdFile, 1<<20)
 	if err != nil {
 		return "", err
+	}
+	if err := s.addFile(&t, repomdFile, repomd); err != nil {
+		return "", err
+	}
+	asc, err := s.small(ctx, m.URL+repomdFile+".asc", 64<<10)
+	if err == nil {
+		err = s.addFile(&t, repomdFile+".asc", asc)
+	}
+	if c := fault.Code(err); err != nil && c != "mirror_missing" && c != "mirror_denied" {
+		return "", err // an upstream without signatures is one thing, an unreachable one another
+	}
+	if id, err := s.unchanged(ctx, m, t); err != nil || id != "" {
+		return id, err
 	}
 	datas, err := rpm.ReadRepomd(repomd)
 	if err != nil {
@@ -165,7 +207,7 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 		if strings.HasSuffix(d.Type, "_db") {
 			continue
 		}
-		dig, size, err := s.file(ctx, m.URL+d.Href, d.Algo, d.Sum, d.Size, maxMeta)
+		dig, size, err := s.file(ctx, m.URL, d)
 		if err != nil {
 			return "", moved(err)
 		}
@@ -173,14 +215,6 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 			primary = dig
 		}
 		t.files = append(t.files, entry{path: d.Href, digest: dig.String(), size: size})
-	}
-	if err := s.addFile(&t, "repodata/repomd.xml", repomd); err != nil {
-		return "", err
-	}
-	if asc, err := s.small(ctx, m.URL+"repodata/repomd.xml.asc", 64<<10); err == nil {
-		if err := s.addFile(&t, "repodata/repomd.xml.asc", asc); err != nil {
-			return "", err
-		}
 	}
 	wanted, err := s.wanted(primary)
 	if err != nil {
@@ -193,7 +227,7 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 	for i, w := range wanted {
 		t.pkgs = append(t.pkgs, entry{path: w.Href, digest: pkgs[i].PkgID})
 	}
-	again, err := s.small(ctx, m.URL+"repodata/repomd.xml", 1<<20)
+	again, err := s.small(ctx, m.URL+repomdFile, 1<<20)
 	if err != nil {
 		return "", err
 	}
@@ -202,10 +236,26 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 	}
 	trees := sortedTrees(map[string]*tree{m.Arch: &t})
 	sn := Snapshot{ID: snapshotID("mirror", m.Name, trees), Kind: "mirror", Source: m.Name, Packages: int64(len(pkgs))}
-	if c, err := s.Channel(ctx, m.Name, ""); err == nil && c.Snapshot == sn.ID {
-		return sn.ID, nil
-	}
-	return sn.ID, s.commit(ctx, sn, trees, nil, m.Name, "")
+	return sn.ID, s.commit(ctx, sn, trees)
+}
+
+// unchanged is the mirror's present snapshot when it was made of the same repomd.xml: its
+// checksums cover everything else.
+func (s *Store) unchanged(ctx context.Context, m Mirror, t tree) (id string, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		c, err := channelAt(tx, m.Name, event.Now)
+		if err != nil {
+			if fault.Code(err) == "channel_unknown" {
+				return nil
+			}
+			return err
+		}
+		if c.Snapshot == snapshotID("mirror", m.Name, []tree{t}) {
+			id = c.Snapshot
+		}
+		return nil
+	})
+	return id, err
 }
 
 // moved takes a missing or other file for an upstream that changed: its repomd.xml is read
@@ -330,14 +380,11 @@ func (s *Store) keepAll(ctx context.Context, rows <-chan Package) error {
 // fetchPackage fetches one package, checks it against upstream's word and its own, and stores
 // head and core.
 func (s *Store) fetchPackage(ctx context.Context, url string, w rpm.PrimaryPackage) (p Package, err error) {
-	tmp, err := os.CreateTemp("", "drover-mirror-")
+	tmp, err := s.temp()
 	if err != nil {
 		return p, err
 	}
 	defer tmp.Close()
-	if err := os.Remove(tmp.Name()); err != nil {
-		return p, err
-	}
 	if err := s.fetch(ctx, url, w.Algo, w.Sum, w.Size, 16<<30, tmp); err != nil {
 		return p, err
 	}
@@ -353,7 +400,7 @@ func (s *Store) fetchPackage(ctx context.Context, url string, w rpm.PrimaryPacka
 		return p, err
 	}
 	n := q.NEVRA()
-	if n.Name != w.Name || n.Version != w.Version || n.Release != w.Release || n.Arch != w.Arch {
+	if n.Name != w.Name || n.Epoch != w.Epoch || n.Version != w.Version || n.Release != w.Release || n.Arch != w.Arch {
 		return p, fault.Invalid("mirror_lie", "%s holds %s, but the metadata says %s", url, n, w.NEVRA)
 	}
 	p = Package{Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Size: size, Start: q.HeaderStart, End: q.HeaderEnd, PkgID: w.Sum}
@@ -378,37 +425,87 @@ func (s *Store) small(ctx context.Context, url string, most int64) ([]byte, erro
 	return b.Bytes(), err
 }
 
-// file fetches a file into the store, unless it is there by its sha256.
-func (s *Store) file(ctx context.Context, url, algo, sum string, size, most int64) (blob.Digest, int64, error) {
-	if algo == "sha256" {
-		if in, err := s.Blobs.Stat(blob.Digest(strings.ToLower(sum))); err == nil {
+// temp makes a file without a name.
+func (s *Store) temp() (*os.File, error) {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	tmp, err := os.CreateTemp(s.Dir, "mirror-")
+	if err != nil {
+		return nil, durable.Full(s.Dir, err)
+	}
+	return tmp, os.Remove(tmp.Name())
+}
+
+// file fetches a metadata file into the store, unless it is there by its sha256. What it
+// unpacks to is checked too.
+func (s *Store) file(ctx context.Context, base string, d rpm.Data) (blob.Digest, int64, error) {
+	if d.Algo == "sha256" {
+		if in, err := s.Blobs.Stat(blob.Digest(strings.ToLower(d.Sum))); err == nil {
 			return in.Digest, in.Size, nil
 		}
 	}
-	tmp, err := os.CreateTemp("", "drover-mirror-")
+	tmp, err := s.temp()
 	if err != nil {
 		return "", 0, err
 	}
 	defer tmp.Close()
-	if err := os.Remove(tmp.Name()); err != nil {
+	if err := s.fetch(ctx, base+d.Href, d.Algo, d.Sum, d.Size, maxMeta, tmp); err != nil {
 		return "", 0, err
 	}
-	if err := s.fetch(ctx, url, algo, sum, size, most, tmp); err != nil {
+	if err := checkOpen(io.NewSectionReader(tmp, 0, maxMeta), base+d.Href, d); err != nil {
 		return "", 0, err
 	}
-	return s.Blobs.Put(ctx, io.NewSectionReader(tmp, 0, most), blob.PutOptions{})
+	return s.Blobs.Put(ctx, io.NewSectionReader(tmp, 0, maxMeta), blob.PutOptions{})
+}
+
+// checkOpen compares what a metadata file unpacks to with what repomd.xml says of that.
+func checkOpen(r io.Reader, url string, d rpm.Data) error {
+	if d.OpenSum == "" || strings.HasSuffix(d.Href, ".zck") || strings.HasSuffix(d.Href, ".bz2") {
+		return nil // not told, or in a form that is copied and not read here
+	}
+	in, done, err := rpm.Open(r)
+	if err != nil {
+		return err
+	}
+	defer done()
+	h, err := newHash(d.OpenAlgo)
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(h, io.LimitReader(in, maxOpenMeta+1))
+	switch {
+	case err != nil:
+		return fault.Invalid("mirror_sum", "%s cannot be unpacked", url).Wrap(err)
+	case n > maxOpenMeta:
+		return fault.TooLarge("mirror_size", "%s unpacks to over %d bytes", url, int64(maxOpenMeta))
+	case d.OpenSize > 0 && n != d.OpenSize || !strings.EqualFold(hex.EncodeToString(h.Sum(nil)), d.OpenSum):
+		return fault.Invalid("mirror_sum", "%s unpacks to something else than the metadata says", url)
+	}
+	return nil
+}
+
+// pause waits before try n; the first one waits for nothing.
+func pause(ctx context.Context, n int) error {
+	if n == 0 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Duration(n*n) * 200 * time.Millisecond):
+		return nil
+	}
 }
 
 // fetch gets a file, several times if need be, and checks size and checksum.
 func (s *Store) fetch(ctx context.Context, url, algo, sum string, size, most int64, w io.Writer) error {
 	var err error
 	for n := range tries {
+		if err := pause(ctx, n); err != nil {
+			return err
+		}
 		if n > 0 {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(time.Duration(n*n) * 200 * time.Millisecond):
-			}
 			switch t := w.(type) {
 			case *bytes.Buffer:
 				t.Reset()
@@ -424,7 +521,7 @@ func (s *Store) fetch(ctx context.Context, url, algo, sum string, size, most int
 		if err = s.fetchOnce(ctx, url, algo, sum, size, most, w); err == nil {
 			return nil
 		}
-		if c := fault.Code(err); ctx.Err() != nil || c == "mirror_missing" || c == "mirror_size" || c == "mirror_redirect" || c == "disk_full" {
+		if c := fault.Code(err); ctx.Err() != nil || c == "mirror_missing" || c == "mirror_denied" || c == "mirror_size" || c == "mirror_redirect" || c == "disk_full" {
 			return err
 		}
 	}
@@ -435,6 +532,8 @@ func newHash(algo string) (hash.Hash, error) {
 	switch algo {
 	case "sha256", "":
 		return sha256.New(), nil
+	case "sha224":
+		return sha256.New224(), nil
 	case "sha512":
 		return sha512.New(), nil
 	case "sha384":
@@ -466,6 +565,9 @@ func (s *Store) fetchOnce(ctx context.Context, url, algo, sum string, size, most
 	if resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone {
 		return fault.NotFound("mirror_missing", "%s is not there", url)
 	}
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		return fault.Denied("mirror_denied", "%s answers %s", url, resp.Status)
+	}
 	if resp.StatusCode != http.StatusOK {
 		return fault.Unavailable("mirror_away", "%s answers %s", url, resp.Status)
 	}
@@ -480,8 +582,11 @@ func (s *Store) fetchOnce(ctx context.Context, url, algo, sum string, size, most
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(io.MultiWriter(w, h), io.LimitReader(touching{resp.Body, idle}, bound+1))
+	out := &keeping{w: w}
+	n, err := io.Copy(io.MultiWriter(out, h), io.LimitReader(touching{resp.Body, idle}, bound+1))
 	switch {
+	case out.err != nil:
+		return durable.Full(s.Dir, out.err)
 	case err != nil:
 		return fault.Unavailable("mirror_cut", "%s was cut at byte %d", url, n).Wrap(err)
 	case n > bound && size > 0 || size > 0 && n != size:
@@ -492,6 +597,18 @@ func (s *Store) fetchOnce(ctx context.Context, url, algo, sum string, size, most
 		return fault.Invalid("mirror_sum", "%s has not the checksum that the metadata says", url)
 	}
 	return nil
+}
+
+// keeping keeps the error of a writer, to tell it from the reader's.
+type keeping struct {
+	w   io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (k *keeping) Write(p []byte) (n int, err error) {
+	n, k.err = k.w.Write(p)
+	return n, k.err
 }
 
 // touching puts the idle timer back at every read.

@@ -11,63 +11,92 @@ import (
 	"drover/internal/blob"
 	"drover/internal/build"
 	"drover/internal/db"
+	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/release"
 	"drover/internal/rpm"
 )
 
-// retry is how soon a tag that could not be published is tried again, and how soon a change
-// made through another server is seen.
-const retry = 5 * time.Second
+// Waits before a tag that could not be published is tried again: the first and, each time
+// twice as long, the longest; and what a refused signature costs, as only a person can change
+// that and every attempt is a line of the ledger.
+const (
+	firstRetry   = time.Second
+	longestRetry = 10 * time.Second
+	refusedRetry = 5 * time.Minute
+)
 
-// Run publishes every tag that changed, as soon as it changes, until ctx ends.
+// pollTags is how soon a change made through another server is seen.
+const pollTags = 5 * time.Second
+
+// pending is a tag whose newest change is not published.
+type pending struct {
+	tag   string
+	cause int64
+}
+
+// failure is why a tag could not be published.
+type failure struct {
+	pending
+	err   error
+	wait  time.Duration
+	again time.Time
+}
+
+// Run publishes every tag that changed, as soon as it changes, until ctx ends. Tags do not wait
+// for each other.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
-	failed := map[string]string{}
-	for {
+	running, failed := map[string]bool{}, map[string]failure{}
+	ended := make(chan failure)
+	end := func(f failure) {
+		delete(running, f.tag)
+		if f.err == nil || ctx.Err() != nil {
+			delete(failed, f.tag)
+			return
+		}
+		was := failed[f.tag]
+		if was.err == nil || was.err.Error() != f.err.Error() {
+			s.Log.Error("a tag was not published; it is tried again", "tag", f.tag, "err", f.err)
+		}
+		f.wait = min(max(2*was.wait, firstRetry), longestRetry)
+		if fault.Code(f.err) == "sign_refused" {
+			f.wait = refusedRetry
+		}
+		f.again = time.Now().Add(f.wait)
+		failed[f.tag] = f
+	}
+	for ctx.Err() == nil {
 		changed := s.DB.Changed()
 		due, err := s.due(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.Log.Error("tags to publish", "err", err)
 		}
-		done := 0
-		for _, t := range due {
-			err := s.publish(ctx, t)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err == nil {
-				done++
-				delete(failed, t.Name)
+		next := pollTags
+		for _, p := range due {
+			if f := failed[p.tag]; f.cause == p.cause && time.Until(f.again) > 0 {
+				next = min(next, time.Until(f.again))
 				continue
 			}
-			if failed[t.Name] != err.Error() {
-				s.Log.Error("a tag was not published; it is tried again", "tag", t.Name, "err", err)
-				failed[t.Name] = err.Error()
+			if !running[p.tag] {
+				running[p.tag] = true
+				go func() { ended <- failure{pending: p, err: s.publish(ctx, p.tag)} }()
 			}
 		}
-		if done > 0 && done == len(due) {
-			continue
-		}
-		timer := time.NewTimer(retry)
-		if len(due) > done {
-			changed = nil // what fails is not tried at every change
-		}
+		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
+		case f := <-ended:
+			end(f)
 		case <-changed:
 		case <-timer.C:
 		}
 		timer.Stop()
 	}
-}
-
-// pending is a tag whose newest change is not published.
-type pending struct {
-	release.Tag
-	cause int64
+	for len(running) > 0 {
+		end(<-ended)
+	}
+	return nil
 }
 
 func (s *Store) due(ctx context.Context) ([]pending, error) {
@@ -82,12 +111,12 @@ func (s *Store) due(ctx context.Context) ([]pending, error) {
 			if err != nil {
 				return err
 			}
-			var have int64
-			if err := tx.QueryRow("SELECT COALESCE(MAX(cause), 0) FROM repo_snapshot WHERE kind = 'tag' AND source = $1", t.Name).Scan(&have); err != nil {
+			have, err := published(tx, t.Name)
+			if err != nil {
 				return err
 			}
 			if cause > have {
-				out = append(out, pending{t, cause})
+				out = append(out, pending{t.Name, cause})
 			}
 		}
 		return nil
@@ -106,7 +135,7 @@ func (s *Store) Published(ctx context.Context, tag string) error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(due, func(p pending) bool { return p.Name == tag }) {
+		if !slices.ContainsFunc(due, func(p pending) bool { return p.tag == tag }) {
 			return nil
 		}
 		select {
@@ -118,10 +147,24 @@ func (s *Store) Published(ctx context.Context, tag string) error {
 	}
 }
 
-// content reads the packages of a tag: of each package the build tagged last.
-func (s *Store) content(ctx context.Context, tag string) (rpms []build.RPM, revision int64, err error) {
+// state is a tag with its packages, of each source package the build tagged last, at one
+// moment.
+type state struct {
+	release.Tag
+	cause    int64 // the newest event that changed it
+	revision int64 // the newest event that changed its packages
+	rpms     []build.RPM
+}
+
+func (s *Store) state(ctx context.Context, tag string) (st state, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		ts, err := s.Release.Latest(tx, tag, 0)
+		if st.Tag, err = s.Release.At(tx, tag, event.Now); err != nil {
+			return err
+		}
+		if st.cause, err = s.Release.Changed(tx, tag); err != nil {
+			return err
+		}
+		ts, err := s.Release.Latest(tx, tag, event.Now)
 		if err != nil {
 			return err
 		}
@@ -130,12 +173,12 @@ func (s *Store) content(ctx context.Context, tag string) (rpms []build.RPM, revi
 			if err != nil {
 				return err
 			}
-			rpms = append(rpms, rs...)
-			revision = max(revision, t.Since)
+			st.rpms = append(st.rpms, rs...)
+			st.revision = max(st.revision, t.Since)
 		}
 		return nil
 	})
-	return rpms, revision, err
+	return st, err
 }
 
 // publish makes the snapshot of a tag's present state and moves the tag's channel to it.
@@ -143,26 +186,26 @@ func (s *Store) content(ctx context.Context, tag string) (rpms []build.RPM, revi
 // Order: signatures are asked for and kept; bytes go into the store; one transaction writes
 // the snapshot and moves the pointer. Killed anywhere before that, the old state stands and
 // the next round begins again with what is kept.
-func (s *Store) publish(ctx context.Context, t pending) error {
-	rpms, revision, err := s.content(ctx, t.Name)
+func (s *Store) publish(ctx context.Context, tag string) error {
+	t, err := s.state(ctx, tag)
 	if err != nil {
 		return err
 	}
-	pkgs, err := s.signed(ctx, t, rpms)
+	pkgs, err := s.signed(ctx, t)
 	if err != nil {
 		return err
 	}
-	trees, err := s.trees(ctx, t, pkgs, revision)
+	trees, err := s.trees(ctx, t, pkgs)
 	if err != nil {
 		return err
 	}
-	sn := Snapshot{ID: snapshotID("tag", t.Name, trees), Kind: "tag", Source: t.Name, Packages: int64(len(pkgs)), Cause: t.cause}
-	return s.commit(ctx, sn, trees, nil, t.Name, t.Key)
+	return s.commit(ctx, Snapshot{ID: snapshotID("tag", tag, trees), Kind: "tag", Source: tag, Packages: int64(len(pkgs)), Key: t.Key, Cause: t.cause}, trees)
 }
 
 // signed finds the served form of each package, signed with the tag's key. What is missing is
 // signed in one batch.
-func (s *Store) signed(ctx context.Context, t pending, rpms []build.RPM) ([]Package, error) {
+func (s *Store) signed(ctx context.Context, t state) ([]Package, error) {
+	rpms := t.rpms
 	out := make([]Package, len(rpms))
 	var missing []int
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
@@ -184,7 +227,7 @@ func (s *Store) signed(ctx context.Context, t pending, rpms []build.RPM) ([]Pack
 	}
 	heads := make([]blob.Digest, len(missing))
 	if t.Key != "" {
-		if heads, err = s.sign(ctx, t, rpms, missing); err != nil {
+		if heads, err = s.sign(ctx, t, missing); err != nil {
 			return nil, err
 		}
 	}
@@ -211,11 +254,11 @@ func (s *Store) signed(ctx context.Context, t pending, rpms []build.RPM) ([]Pack
 }
 
 // sign gets signatures for packages and stores the heads that carry them.
-func (s *Store) sign(ctx context.Context, t pending, rpms []build.RPM, which []int) ([]blob.Digest, error) {
+func (s *Store) sign(ctx context.Context, t state, which []int) ([]blob.Digest, error) {
 	var rs []SignRequest
 	var ps []*rpm.Package
 	for _, i := range which {
-		r, size, c, err := s.open(rpms[i].Head, rpms[i].Core)
+		r, size, c, err := s.open(t.rpms[i].Head, t.rpms[i].Core)
 		if err != nil {
 			return nil, err
 		}
@@ -227,6 +270,10 @@ func (s *Store) sign(ctx context.Context, t pending, rpms []build.RPM, which []i
 		state, sum, err := rpm.Midstate(p.Header.Raw())
 		if err != nil {
 			return nil, err
+		}
+		// What is signed is what the build recorded, whatever lies on the disk now.
+		if sum != t.rpms[i].Header {
+			return nil, fault.Unavailable("package_damaged", "%s is not what build %d recorded; it is not signed", t.rpms[i].File, t.rpms[i].Build).Fix("restore the blob %s from a backup", t.rpms[i].Core)
 		}
 		rs = append(rs, SignRequest{Key: t.Key, Tag: t.Name, Subject: p.NEVRA().String(), Digest: sum, State: state})
 		ps = append(ps, p)
@@ -279,7 +326,7 @@ func treesOf(p Package, arches []string) []string {
 
 // trees writes the metadata of a tag's repositories: one for each arch, one for its debug
 // packages, one for sources.
-func (s *Store) trees(ctx context.Context, t pending, pkgs []Package, revision int64) ([]tree, error) {
+func (s *Store) trees(ctx context.Context, t state, pkgs []Package) ([]tree, error) {
 	m := map[string]*tree{"source": {name: "source"}}
 	for _, a := range t.Arches {
 		m[a] = &tree{name: a}
@@ -301,7 +348,7 @@ func (s *Store) trees(ctx context.Context, t pending, pkgs []Package, revision i
 		built := q.Header.Int(rpm.BuildTime)
 		newest = max(newest, built)
 		// The first letters of the id keep two signatures of one file apart.
-		at := rpm.Place{PkgID: p.PkgID, Href: path.Join("Packages", p.PkgID[:12], p.File), Size: p.Size, Mtime: int64(built), HeaderStart: p.Start, HeaderEnd: p.End}
+		at := rpm.Place{PkgID: p.PkgID, Href: path.Join("Packages", p.PkgID[:12], p.File), Size: p.Size, Mtime: p.Mtime, HeaderStart: p.Start, HeaderEnd: p.End}
 		f := rpm.Fragments{Primary: rpm.Primary(nil, q, at), Filelists: rpm.Filelists(nil, q.Header, p.PkgID), Other: rpm.Other(nil, q.Header, p.PkgID)}
 		for _, name := range treesOf(p, t.Arches) {
 			if m[name] == nil {
@@ -326,8 +373,8 @@ func (s *Store) trees(ctx context.Context, t pending, pkgs []Package, revision i
 		if err != nil {
 			return nil, err
 		}
-		repomds[i] = rpm.Repomd(files, revision, int64(newest))
-		for _, f := range append(files, rpm.MetaFile{Name: "repodata/repomd.xml", Data: repomds[i]}) {
+		repomds[i] = rpm.Repomd(files, t.revision, int64(newest))
+		for _, f := range append(files, rpm.MetaFile{Name: repomdFile, Data: repomds[i]}) {
 			if err := s.addFile(&out[i], f.Name, f.Data); err != nil {
 				return nil, err
 			}
@@ -353,7 +400,7 @@ func (s *Store) trees(ctx context.Context, t pending, pkgs []Package, revision i
 		if err != nil {
 			return nil, err
 		}
-		if err := s.addFile(&out[i], "repodata/repomd.xml.asc", asc); err != nil {
+		if err := s.addFile(&out[i], repomdFile+".asc", asc); err != nil {
 			return nil, err
 		}
 	}

@@ -53,6 +53,7 @@ type Config struct {
 	Release *release.Store
 	Signer  Signer
 	HTTP    *http.Client // for mirrors
+	Dir     string       // for what is being fetched
 	Log     *slog.Logger
 }
 
@@ -81,18 +82,19 @@ type Package struct {
 	Core   blob.Digest `json:"-"`
 	Start  int64       `json:"-"` // of the main header in the file
 	End    int64       `json:"-"`
+	Mtime  int64       `json:"-"` // seconds since 1970 as the metadata of a tag tells it; 0 for a mirror's
 }
 
-const packageColumns = "pkgid, header, nevra, file, arch, key, size, head, core, header_start, header_end"
+const packageColumns = "pkgid, header, nevra, file, arch, key, size, head, core, header_start, header_end, mtime"
 
 func scanPackage(scan func(...any) error) (p Package, err error) {
-	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End)
+	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End, &p.Mtime)
 	return p, err
 }
 
 func keepPackage(tx *db.Tx, p Package) error {
-	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, key, head, core, size, header_start, header_end, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (pkgid) DO NOTHING",
-		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, tx.Now())
+	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, key, head, core, size, header_start, header_end, mtime, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (pkgid) DO NOTHING",
+		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, p.Mtime, tx.Now())
 	return err
 }
 
@@ -126,16 +128,17 @@ func (s *Store) describe(head, core blob.Digest, key string) (Package, *rpm.Pack
 	}
 	n := p.NEVRA()
 	return Package{PkgID: hex.EncodeToString(h.Sum(nil)), Header: p.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Key: key, Size: size,
-		Head: head, Core: core, Start: p.HeaderStart, End: p.HeaderEnd}, p, nil
+		Head: head, Core: core, Start: p.HeaderStart, End: p.HeaderEnd, Mtime: int64(p.Header.Int(rpm.BuildTime))}, p, nil
 }
 
 // Snapshot is an immutable set of packages with its metadata.
 type Snapshot struct {
-	ID       string    `json:"id"` // sha256 over the trees and their repomd.xml
+	ID       string    `json:"id"` // sha256 over the trees, their repomd.xml and its signature
 	Kind     string    `json:"kind"`
 	Source   string    `json:"source"`
 	Packages int64     `json:"packages"`
-	Cause    int64     `json:"cause"` // the event whose state it holds
+	Key      string    `json:"key,omitempty"` // that drover signed it with
+	Cause    int64     `json:"cause"`         // the event whose state it holds
 	Created  time.Time `json:"created"`
 	Since    int64     `json:"since"`
 }
@@ -153,42 +156,52 @@ type entry struct {
 	size   int64
 }
 
-// repomd is the digest of a tree's repomd.xml.
-func (t tree) repomd() string {
+// file is the digest of one of a tree's files, or "".
+func (t tree) file(path string) string {
 	for _, f := range t.files {
-		if f.path == "repodata/repomd.xml" {
+		if f.path == path {
 			return f.digest
 		}
 	}
 	return ""
 }
 
-// snapshotID is the identity of a set of trees from one source.
+// snapshotID is the identity of a set of trees from one source. The signatures belong to it:
+// the same content signed with another key is another snapshot.
 func snapshotID(kind, source string, ts []tree) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s\n", kind, source)
 	for _, t := range ts {
-		fmt.Fprintf(h, "%s %s\n", t.name, t.repomd())
+		fmt.Fprintf(h, "%s %s %s\n", t.name, t.file(repomdFile), t.file(repomdFile+".asc"))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+const repomdFile = "repodata/repomd.xml"
+
 // commit writes a snapshot and moves its channel to it, in one transaction: the bytes are
-// stored already, and a reader sees the old state or the new one.
-func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree, pkgs []Package, channel, key string) error {
+// stored already, and a reader sees the old state or the new one. A state of a tag that is no
+// newer than what is published stays away: another server was faster.
+func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree) error {
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		if sn.Kind == "tag" {
+			have, err := published(tx, sn.Source)
+			if err != nil || have >= sn.Cause {
+				return err
+			}
+			if _, err := getMirror(tx, sn.Source); err == nil {
+				return fault.Conflict("channel_taken", "the channel %s is that of a mirror; the tag of this name is not published", sn.Source).Fix("give the tag another name")
+			} else if fault.Code(err) != "mirror_unknown" {
+				return err
+			}
+		}
 		var n int
 		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_snapshot WHERE id = $1", sn.ID).Scan(&n); err != nil {
 			return err
 		}
-		ev, err := event.Append(tx, "repo.publish", "channel/"+channel, map[string]any{"snapshot": sn.ID, "kind": sn.Kind, "packages": sn.Packages, "cause": sn.Cause})
+		ev, err := event.Append(tx, "repo.publish", "channel/"+sn.Source, map[string]any{"snapshot": sn.ID, "kind": sn.Kind, "packages": sn.Packages, "cause": sn.Cause})
 		if err != nil {
 			return err
-		}
-		for _, p := range pkgs {
-			if err := keepPackage(tx, p); err != nil {
-				return err
-			}
 		}
 		if n > 0 {
 			// The same content came about again; it now stands for the later cause too.
@@ -196,8 +209,8 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree, pkgs []Packa
 				return err
 			}
 		} else {
-			if _, err := tx.Exec("INSERT INTO repo_snapshot (id, kind, source, packages, cause, created, since) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-				sn.ID, sn.Kind, sn.Source, sn.Packages, sn.Cause, tx.Now(), ev); err != nil {
+			if _, err := tx.Exec("INSERT INTO repo_snapshot (id, kind, source, packages, key, cause, created, since) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+				sn.ID, sn.Kind, sn.Source, sn.Packages, sn.Key, sn.Cause, tx.Now(), ev); err != nil {
 				return err
 			}
 			for _, t := range ts {
@@ -209,8 +222,14 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree, pkgs []Packa
 				}
 			}
 		}
-		return point(tx, channel, sn.ID, key, ev)
+		return point(tx, sn.Source, sn.ID, ev)
 	})
+}
+
+// published is the newest cause of a tag's snapshots.
+func published(tx *db.Tx, tag string) (cause int64, err error) {
+	err = tx.QueryRow("SELECT COALESCE(MAX(cause), 0) FROM repo_snapshot WHERE source = $1 AND kind = 'tag'", tag).Scan(&cause)
+	return cause, err
 }
 
 func keepEntries(tx *db.Tx, query, snapshot, tree string, es []entry) error {
@@ -227,11 +246,11 @@ func keepEntries(tx *db.Tx, query, snapshot, tree string, es []entry) error {
 }
 
 // point moves a channel.
-func point(tx *db.Tx, channel, snapshot, key string, ev int64) error {
+func point(tx *db.Tx, channel, snapshot string, ev int64) error {
 	if _, err := tx.Exec("UPDATE repo_channel SET until = $1 WHERE name = $2 AND until = 0", ev, channel); err != nil {
 		return err
 	}
-	_, err := tx.Exec("INSERT INTO repo_channel (name, snapshot, key, since, until) VALUES ($1, $2, $3, $4, 0)", channel, snapshot, key, ev)
+	_, err := tx.Exec("INSERT INTO repo_channel (name, snapshot, since, until) VALUES ($1, $2, $3, 0)", channel, snapshot, ev)
 	return err
 }
 
@@ -239,15 +258,16 @@ func point(tx *db.Tx, channel, snapshot, key string, ev int64) error {
 type Channel struct {
 	Name     string `json:"name"`
 	Snapshot string `json:"snapshot"`
-	Key      string `json:"key,omitempty"`
+	Key      string `json:"key,omitempty"` // that the snapshot is signed with
 	Since    int64  `json:"since"`
 	Until    int64  `json:"until,omitempty"`
 }
 
-// channelAt reads a channel as of an event; 0 is now.
+const channelColumns = "c.name, c.snapshot, s.key, c.since, c.until FROM repo_channel c JOIN repo_snapshot s ON s.id = c.snapshot"
+
+// channelAt reads a channel as of an event, or event.Now.
 func channelAt(tx *db.Tx, name string, at int64) (c Channel, err error) {
-	c.Name = name
-	err = tx.QueryRow("SELECT snapshot, key, since FROM repo_channel WHERE name = $1 AND (CAST($2 AS BIGINT) = 0 AND until = 0 OR since <= $2 AND (until = 0 OR until > $2)) ORDER BY since DESC LIMIT 1", name, at).Scan(&c.Snapshot, &c.Key, &c.Since)
+	err = tx.QueryRow("SELECT "+channelColumns+" WHERE c.name = $1 AND c.since <= $2 AND (c.until = 0 OR c.until > $2)", name, at).Scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
 	if db.NoRow(err) {
 		return c, fault.NotFound("channel_unknown", "there is no channel %.100q", name).Fix("see `drover channel list`")
 	}
@@ -257,11 +277,9 @@ func channelAt(tx *db.Tx, name string, at int64) (c Channel, err error) {
 // Channel reads a channel as of an event number or time; "" is now.
 func (s *Store) Channel(ctx context.Context, name, asOf string) (c Channel, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		var at int64
-		if asOf != "" {
-			if at, err = event.AsOf(tx, asOf); err != nil {
-				return err
-			}
+		at, err := event.AsOf(tx, asOf)
+		if err != nil {
+			return err
 		}
 		c, err = channelAt(tx, name, at)
 		return err
@@ -271,12 +289,12 @@ func (s *Store) Channel(ctx context.Context, name, asOf string) (c Channel, err 
 
 // Channels lists the channels.
 func (s *Store) Channels(ctx context.Context) ([]Channel, error) {
-	return s.channels(ctx, "until = 0 ORDER BY name")
+	return s.channels(ctx, "c.until = 0 ORDER BY c.name")
 }
 
 // History lists the states of a channel, newest first.
 func (s *Store) History(ctx context.Context, name string) ([]Channel, error) {
-	return s.channels(ctx, "name = $1 ORDER BY since DESC LIMIT 200", name)
+	return s.channels(ctx, "c.name = $1 ORDER BY c.since DESC LIMIT 200", name)
 }
 
 func (s *Store) channels(ctx context.Context, where string, args ...any) ([]Channel, error) {
@@ -287,7 +305,7 @@ func (s *Store) channels(ctx context.Context, where string, args ...any) ([]Chan
 			err := scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
 			out = append(out, c)
 			return err
-		}, "SELECT name, snapshot, key, since, until FROM repo_channel WHERE "+where, args...)
+		}, "SELECT "+channelColumns+" WHERE "+where, args...)
 	})
 	return out, err
 }
@@ -305,23 +323,22 @@ func (s *Store) Point(ctx context.Context, channel, snapshot string) error {
 		if err != nil {
 			return err
 		}
-		had, err := channelAt(tx, channel, 0)
+		had, err := channelAt(tx, channel, event.Now)
 		if err != nil && fault.Code(err) != "channel_unknown" {
 			return err
 		}
 		if had.Snapshot == sn.ID {
 			return nil
 		}
-		key := had.Key
-		if key == "" {
-			// A new channel trusts the key that the snapshot was made with.
-			_ = tx.QueryRow("SELECT key FROM repo_channel WHERE snapshot = $1 ORDER BY since LIMIT 1", sn.ID).Scan(&key)
+		if had.Key != "" && sn.Key == "" {
+			return fault.Conflict("channel_unsigned", "the channel %s is signed with %s and the snapshot %.12s is not signed: hosts would refuse it", channel, had.Key, sn.ID).
+				Fix("sign the tag that it comes from, or follow it by another channel")
 		}
 		ev, err := event.Append(tx, "channel.point", "channel/"+channel, map[string]string{"snapshot": sn.ID, "was": had.Snapshot})
 		if err != nil {
 			return err
 		}
-		return point(tx, channel, sn.ID, key, ev)
+		return point(tx, channel, sn.ID, ev)
 	})
 }
 
@@ -331,13 +348,29 @@ func getSnapshot(tx *db.Tx, id string) (sn Snapshot, err error) {
 	if len(id) < 8 || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
 		return sn, no
 	}
-	var created int64
-	err = tx.QueryRow(`SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE id LIKE $1 ESCAPE '\' ORDER BY id LIMIT 1`, db.Like(id)).
-		Scan(&sn.ID, &sn.Kind, &sn.Source, &sn.Packages, &sn.Cause, &created, &sn.Since)
-	sn.Created = db.Time(created)
-	if db.NoRow(err) {
+	var found []Snapshot
+	err = tx.Each(func(scan func(...any) error) error {
+		sn, err := scanSnapshot(scan)
+		found = append(found, sn)
+		return err
+	}, "SELECT "+snapshotColumns+` FROM repo_snapshot WHERE id LIKE $1 ESCAPE '\' ORDER BY id LIMIT 2`, db.Like(id))
+	switch {
+	case err != nil:
+		return sn, err
+	case len(found) == 0:
 		return sn, no
+	case len(found) > 1:
+		return sn, fault.Invalid("snapshot_ambiguous", "several snapshots begin with %s", id).Fix("give more of it")
 	}
+	return found[0], nil
+}
+
+const snapshotColumns = "id, kind, source, packages, key, cause, created, since"
+
+func scanSnapshot(scan func(...any) error) (sn Snapshot, err error) {
+	var created int64
+	err = scan(&sn.ID, &sn.Kind, &sn.Source, &sn.Packages, &sn.Key, &sn.Cause, &created, &sn.Since)
+	sn.Created = db.Time(created)
 	return sn, err
 }
 
@@ -349,13 +382,10 @@ func (s *Store) Snapshots(ctx context.Context, source string, before int64, limi
 	}
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		return tx.Each(func(scan func(...any) error) error {
-			var sn Snapshot
-			var created int64
-			err := scan(&sn.ID, &sn.Kind, &sn.Source, &sn.Packages, &sn.Cause, &created, &sn.Since)
-			sn.Created = db.Time(created)
+			sn, err := scanSnapshot(scan)
 			out = append(out, sn)
 			return err
-		}, "SELECT id, kind, source, packages, cause, created, since FROM repo_snapshot WHERE since < $1 AND ($2 = '' OR source = $2) ORDER BY since DESC LIMIT "+strconv.Itoa(limit), before, source)
+		}, "SELECT "+snapshotColumns+" FROM repo_snapshot WHERE since < $1 AND ($2 = '' OR source = $2) ORDER BY since DESC LIMIT "+strconv.Itoa(limit), before, source)
 	})
 	return out, err
 }
@@ -407,7 +437,7 @@ func (s *Store) ByHeader(ctx context.Context, header string) (p Package, err err
 // Without that tree there is none.
 func (s *Store) Repo(ctx context.Context, channel, arch string) (r wire.Repo, ok bool, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		c, err := channelAt(tx, channel, 0)
+		c, err := channelAt(tx, channel, event.Now)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 
 	"drover/internal/blob"
 	"drover/internal/db"
+	"drover/internal/event"
 	"drover/internal/fault"
 )
 
@@ -59,7 +60,7 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
 	moving := path == "repodata/repomd.xml" || path == "repodata/repomd.xml.asc"
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
-		c, err := channelAt(tx, name, 0)
+		c, err := channelAt(tx, name, event.Now)
 		if err != nil {
 			return err
 		}
@@ -99,7 +100,12 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 		defer c.Close()
 		h.Set("Content-Type", "application/x-rpm")
 		h.Set("ETag", strconv.Quote(f.pkg.PkgID))
-		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(file, 0, size))
+		// Whoever copies the repository with its times can go on with its metadata.
+		var at time.Time
+		if f.pkg.Mtime > 0 {
+			at = time.Unix(f.pkg.Mtime, 0)
+		}
+		http.ServeContent(w, r, "", at, io.NewSectionReader(file, 0, size))
 		return nil
 	}
 	b, err := s.Blobs.Get(blob.Digest(f.digest))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"drover/internal/cli"
@@ -99,7 +100,7 @@ type keyExport struct {
 
 // Run prints a public key.
 func (c keyExport) Run(e *cli.Env) error {
-	resp, err := e.Client.Do(e.Ctx, "GET", "/keys/"+c.Name+".asc", nil, nil)
+	resp, err := e.Client.Do(e.Ctx, "GET", "/keys/"+url.PathEscape(c.Name)+".asc", nil, nil)
 	if err != nil {
 		return err
 	}
@@ -116,11 +117,5 @@ func (status) Run(e *cli.Env) error {
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/signing", nil, &st); err != nil {
 		return err
 	}
-	return e.Show(st, func(w io.Writer) {
-		seen := "never"
-		if !st.Seen.IsZero() {
-			seen = st.Seen.Format("2006-01-02 15:04:05")
-		}
-		fmt.Fprintf(w, "signer last seen %s, %d requests wait\n", seen, st.Waiting)
-	})
+	return e.Show(st, func(w io.Writer) { fmt.Fprintln(w, st) })
 }

@@ -2,6 +2,7 @@ package sign
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ed25519"
@@ -14,10 +15,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,15 +46,34 @@ type Store struct {
 	db  *db.DB
 	log *slog.Logger
 
-	mu     sync.Mutex    // guards nudge, wanted and seen
-	nudge  chan struct{} // closed and replaced when the queue or the keys changed
-	wanted []wire.NewKey // keys that the signer is to make
-	seen   time.Time     // when a signer last polled
+	mu      sync.Mutex          // guards all below
+	nudge   chan struct{}       // closed and replaced when the queue or the keys changed
+	wanted  map[string]*want    // keys that a signer is to make, by name
+	signers map[string]sighting // by the name of the signer
 }
+
+// want is a key that somebody waits for.
+type want struct {
+	key     wire.NewKey
+	by      string    // who asked first
+	waiters int       // with the last one it goes
+	signer  string    // that was told to make it
+	lease   time.Time // when another signer may be told
+	refused string    // why the signer does not make it
+}
+
+// sighting is when a signer last polled.
+type sighting struct {
+	at      time.Time
+	accepts bool // it makes keys
+}
+
+// away is after which time without a poll a signer counts as gone.
+const away = time.Minute
 
 // New makes a Store on d.
 func New(d *db.DB, log *slog.Logger) *Store {
-	return &Store{db: d, log: log, nudge: make(chan struct{})}
+	return &Store{db: d, log: log, nudge: make(chan struct{}), wanted: map[string]*want{}, signers: map[string]sighting{}}
 }
 
 func (s *Store) woken() <-chan struct{} {
@@ -101,11 +124,73 @@ func fingerprint(k wire.Key) (string, error) {
 		h := sha256.Sum256(blk.Bytes)
 		return hex.EncodeToString(h[:]), nil
 	}
-	es, err := openpgp.ReadArmoredKeyRing(bytes.NewReader([]byte(k.Public)))
-	if err != nil || len(es) != 1 {
-		return "", fault.Invalid("key_public", "the public key %s is no OpenPGP key", k.Name).Wrap(err)
+	e, err := entity(k)
+	if err != nil {
+		return "", err
 	}
-	return hex.EncodeToString(es[0].PrimaryKey.Fingerprint), nil
+	return hex.EncodeToString(e.PrimaryKey.Fingerprint), nil
+}
+
+func entity(k wire.Key) (*openpgp.Entity, error) {
+	es, err := openpgp.ReadArmoredKeyRing(strings.NewReader(k.Public))
+	if err != nil || len(es) != 1 {
+		return nil, fault.Invalid("key_public", "the public key %s is no OpenPGP key", k.Name).Wrap(err)
+	}
+	return es[0], nil
+}
+
+// checkKey looks at a key that a signer says it holds: that it is one, of the kind it is
+// said to be, and strong enough for the packages of years.
+func checkKey(k wire.Key) error {
+	if !reName.MatchString(k.Name) {
+		return fault.Invalid("key_name", "%.80q is no name of a key", k.Name)
+	}
+	if err := checkTags(k.Tags); err != nil {
+		return err
+	}
+	if len(k.Public) > 64<<10 || strings.ContainsRune(k.Public, 0) {
+		return fault.Invalid("key_public", "the public key %s is no key", k.Name)
+	}
+	wrong := fault.Invalid("key_type", "the key %s is no %.20q key for %.20q", k.Name, k.Algo, k.Purpose)
+	if k.Purpose == wire.PurposeAttest {
+		if _, ok := ed25519Key(k.Public); !ok || k.Algo != wire.Ed25519 {
+			return wrong
+		}
+		return nil
+	}
+	if k.Purpose != wire.PurposeRPM {
+		return wrong
+	}
+	e, err := entity(k)
+	if err != nil {
+		return err
+	}
+	if len(e.Subkeys) > 0 || e.PrivateKey != nil {
+		return fault.Invalid("key_public", "the public key %s holds more than one public key", k.Name)
+	}
+	bits, err := e.PrimaryKey.BitLength()
+	switch {
+	case err != nil:
+		return fault.Invalid("key_public", "the public key %s cannot be read", k.Name).Wrap(err)
+	case k.Algo == wire.RSA4096 && e.PrimaryKey.PubKeyAlgo == packet.PubKeyAlgoRSA && bits >= 4096:
+		return nil
+	case k.Algo == wire.Ed25519 && e.PrimaryKey.PubKeyAlgo == packet.PubKeyAlgoEdDSA:
+		return nil
+	}
+	return wrong
+}
+
+// checkTags looks at the patterns of tags that a key signs for.
+func checkTags(tags []string) error {
+	if len(tags) > 100 {
+		return fault.Invalid("key_tag", "a key has at most 100 patterns of tags")
+	}
+	for _, t := range tags {
+		if _, err := path.Match(t, "x"); err != nil || t == "" || len(t) > 100 || strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return fault.Invalid("key_tag", "%.100q is no pattern of tags", t).Fix("use a name of a tag, with * for any letters")
+		}
+	}
+	return nil
 }
 
 // Key reads a key; fault key_unknown.
@@ -139,49 +224,97 @@ func (s *Store) Keys(ctx context.Context) ([]Key, error) {
 	return out, err
 }
 
-// Create asks the signer for a key and waits until it is there.
+// Create asks a signer for a key and waits until it is there. A key that is there already
+// with the same use is given back.
 func (s *Store) Create(ctx context.Context, n wire.NewKey) (Key, error) {
 	if err := auth.Need(ctx, "sign.admin", n.Name); err != nil {
 		return Key{}, err
 	}
-	if !reName.MatchString(n.Name) || len(n.Tags) > 100 {
-		return Key{}, fault.Invalid("key_name", "%.80q is no name of a key", n.Name)
+	if !reName.MatchString(n.Name) {
+		return Key{}, fault.Invalid("key_name", "%.80q is no name of a key", n.Name).Fix("use 1 to 64 of a-z 0-9 . _ -, a letter or digit first")
 	}
-	for _, t := range n.Tags {
-		if _, err := path.Match(t, "x"); err != nil {
-			return Key{}, fault.Invalid("key_tag", "%.100q is no pattern of tags", t)
-		}
+	if err := checkTags(n.Tags); err != nil {
+		return Key{}, err
+	}
+	if n.Purpose != wire.PurposeRPM && n.Purpose != wire.PurposeAttest || n.Algo != wire.RSA4096 && n.Algo != wire.Ed25519 || n.Purpose == wire.PurposeAttest && n.Algo != wire.Ed25519 {
+		return Key{}, fault.Invalid("key_algo", "there are no %.20q keys for %.20q", n.Algo, n.Purpose).Fix("use rsa4096 or ed25519 for rpm, ed25519 for attest")
 	}
 	if n.Tags == nil {
 		n.Tags = []string{}
 	}
-	if k, err := s.Key(ctx, n.Name); err == nil {
+	same := func(k Key) (Key, error) {
+		if k.Algo != n.Algo || k.Purpose != n.Purpose || !slices.Equal(k.Tags, n.Tags) {
+			return Key{}, fault.Conflict("key_exists", "there is a key %s already: %s for %s, tags %s", k.Name, k.Algo, k.Purpose, strings.Join(k.Tags, ", ")).
+				Fix("take another name; the tags of a key are changed in the signer's %s.yaml", k.Name)
+		}
 		return k, nil
 	}
-	err := s.db.Write(ctx, func(tx *db.Tx) error {
-		_, err := event.Append(tx, "sign.want", "key/"+n.Name, n)
-		return err
-	})
+	k, err := s.Key(ctx, n.Name)
+	if err == nil {
+		return same(k)
+	}
+	if fault.Code(err) != "key_unknown" {
+		return Key{}, err
+	}
+	w, err := s.want(ctx, n)
 	if err != nil {
 		return Key{}, err
 	}
-	s.mu.Lock()
-	s.wanted = append(s.wanted, n)
-	s.mu.Unlock()
-	s.wake()
+	defer s.unwant(w)
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		woken := s.woken()
 		if k, err := s.Key(ctx, n.Name); err == nil {
-			return k, nil
+			return same(k)
+		}
+		s.mu.Lock()
+		refused := w.refused
+		s.mu.Unlock()
+		if refused != "" {
+			return Key{}, fault.Denied("key_refused", "the signer does not make the key %s: %s", n.Name, refused)
 		}
 		select {
 		case <-ctx.Done():
-			return Key{}, fault.Unavailable("signer_away", "the signer has not made the key %s within a minute", n.Name).
-				Fix("start the signer, with --accept-keys, or make the key on its machine: drover signer create")
+			return Key{}, fault.Unavailable("signer_away", "no signer has made the key %s within a minute", n.Name).
+				Fix("start the signer, with --accept-keys, or make the key on its machine: drover signer create %s", n.Name)
 		case <-woken:
 		}
+	}
+}
+
+// want puts a key on the list of those that a signer is to make.
+func (s *Store) want(ctx context.Context, n wire.NewKey) (*want, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there, accept := 0, 0
+	for _, g := range s.signers {
+		if time.Since(g.at) < away {
+			there++
+			if g.accepts {
+				accept++
+			}
+		}
+	}
+	if there > 0 && accept == 0 {
+		return nil, fault.Denied("key_refused", "the signer makes no keys that it is asked for").Fix("make the key on its machine: drover signer create %s", n.Name)
+	}
+	w := s.wanted[n.Name]
+	if w == nil {
+		w = &want{key: n, by: auth.From(ctx).String()}
+		s.wanted[n.Name] = w
+		close(s.nudge)
+		s.nudge = make(chan struct{})
+	}
+	w.waiters++
+	return w, nil
+}
+
+func (s *Store) unwant(w *want) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.waiters--; w.waiters == 0 && s.wanted[w.key.Name] == w {
+		delete(s.wanted, w.key.Name)
 	}
 }
 
@@ -194,16 +327,22 @@ func (s *Store) announce(ctx context.Context, ks []wire.Key) error {
 	if len(ks) > 1000 {
 		return fault.TooLarge("keys", "%d keys", len(ks))
 	}
+	by := map[string]string{}
+	s.mu.Lock()
+	for n, w := range s.wanted {
+		by[n] = w.by
+	}
+	s.mu.Unlock()
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
 		for _, k := range ks {
-			if !reName.MatchString(k.Name) || len(k.Public) > 64<<10 || k.Purpose != wire.PurposeRPM && k.Purpose != wire.PurposeAttest {
-				return fault.Invalid("key_name", "%.80q is no key", k.Name)
+			if k.Tags == nil {
+				k.Tags = []string{}
 			}
-			if _, err := fingerprint(k); err != nil {
+			if err := checkKey(k); err != nil {
 				return err
 			}
 			had, err := getKey(tx, k.Name)
-			if err == nil && had.Public != k.Public {
+			if err == nil && (had.Public != k.Public || had.Algo != k.Algo || had.Purpose != k.Purpose) {
 				return fault.Conflict("key_changed", "the signer holds another key under the name %s", k.Name).Fix("give the new key a new name")
 			}
 			if err == nil && slices.Equal(had.Tags, k.Tags) {
@@ -220,7 +359,7 @@ func (s *Store) announce(ctx context.Context, ks []wire.Key) error {
 			if err != nil {
 				return err
 			}
-			ev, err := event.Append(tx, "sign.key", "key/"+k.Name, map[string]any{"algo": k.Algo, "purpose": k.Purpose, "tags": k.Tags, "fingerprint": fp})
+			ev, err := event.Append(tx, "sign.key", "key/"+k.Name, map[string]any{"algo": k.Algo, "purpose": k.Purpose, "tags": k.Tags, "fingerprint": fp, "asked_by": by[k.Name]})
 			if err != nil {
 				return err
 			}
@@ -233,11 +372,6 @@ func (s *Store) announce(ctx context.Context, ks []wire.Key) error {
 		}
 		return nil
 	})
-	s.mu.Lock()
-	s.wanted = slices.DeleteFunc(s.wanted, func(n wire.NewKey) bool {
-		return slices.ContainsFunc(ks, func(k wire.Key) bool { return k.Name == n.Name })
-	})
-	s.mu.Unlock()
 	s.wake()
 	return err
 }
@@ -272,8 +406,11 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 			if err != nil {
 				return err
 			}
+			if (k.Purpose == wire.PurposeAttest) != (len(r.Payload) > 0) {
+				return fault.Denied("key_purpose", "the key %s is for %s and does not sign %s", r.Key, k.Purpose, r.Subject).Fix("give the tag another key")
+			}
 			if !slices.ContainsFunc(k.Tags, func(p string) bool { ok, err := path.Match(p, r.Tag); return ok && err == nil }) {
-				return fault.Denied("key_tag", "the key %s does not sign for the tag %s", r.Key, r.Tag).Fix("add the tag to the signer's %s.yaml", r.Key)
+				return fault.Denied("key_tag", "the key %s does not sign for the tag %s", r.Key, r.Tag).Fix("add the tag to %s.yaml on the signer's machine", r.Key)
 			}
 			err = tx.QueryRow("SELECT id, signature FROM sign_request WHERE key = $1 AND digest = $2 AND done <> 0 AND refused = '' ORDER BY id LIMIT 1", r.Key, r.Digest).Scan(&ids[i], &out[i])
 			if err == nil {
@@ -318,10 +455,10 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 				if out[i] != nil {
 					continue
 				}
-				var done int64
+				var done, expires int64
 				var sig []byte
 				var refused string
-				if err := tx.QueryRow("SELECT done, signature, refused FROM sign_request WHERE id = $1", ids[i]).Scan(&done, &sig, &refused); err != nil {
+				if err := tx.QueryRow("SELECT done, signature, refused, expires FROM sign_request WHERE id = $1", ids[i]).Scan(&done, &sig, &refused, &expires); err != nil {
 					return err
 				}
 				switch {
@@ -329,6 +466,9 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 					return fault.Denied("sign_refused", "the signer refused %s: %s", rs[i].Subject, refused)
 				case done != 0:
 					out[i] = sig
+				case expires <= tx.Now():
+					// No signer is handed it any more: it would be waited for in vain.
+					return signerAway(len(rs) - i)
 				default:
 					missing++
 				}
@@ -342,12 +482,16 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 		select {
 		case <-ctx.Done():
 			again.Stop()
-			return nil, fault.Unavailable("signer_away", "%d signatures have not come", missing).Wrap(ctx.Err()).Fix("look whether the signer runs: `drover sign status`")
+			return nil, signerAway(missing).Wrap(ctx.Err())
 		case <-woken:
 		case <-again.C:
 		}
 		again.Stop()
 	}
+}
+
+func signerAway(n int) *fault.Error {
+	return fault.Unavailable("signer_away", "%d signatures have not come", n).Fix("look whether the signer runs: `drover sign status`")
 }
 
 func notNil(b []byte) []byte {
@@ -362,14 +506,23 @@ func (s *Store) poll(ctx context.Context, p wire.Poll) (o wire.Orders, err error
 	if err := auth.Need(ctx, "work.sign", "queue"); err != nil {
 		return o, err
 	}
+	name := auth.From(ctx).Name
+	held := map[string]map[string]string{}
+	for i, k := range p.Keys {
+		if !reName.MatchString(k) {
+			return o, fault.Invalid("key_name", "%.80q is no name of a key", k)
+		}
+		held[strconv.Itoa(i)] = map[string]string{"k": k}
+	}
+	keys, err := json.Marshal(held)
+	if err != nil {
+		return o, err
+	}
 	end := time.NewTimer(time.Duration(p.Wait) * time.Second)
 	defer end.Stop()
 	for {
 		woken := s.woken()
-		s.mu.Lock()
-		s.seen = time.Now()
-		o.NewKeys = append([]wire.NewKey{}, s.wanted...)
-		s.mu.Unlock()
+		o.NewKeys = s.seen(name, p.AcceptKeys)
 		o.Requests = []wire.Request{}
 		err := s.db.Read(ctx, func(tx *db.Tx) error {
 			return tx.Each(func(scan func(...any) error) error {
@@ -377,7 +530,7 @@ func (s *Store) poll(ctx context.Context, p wire.Poll) (o wire.Orders, err error
 				err := scan(&r.ID, &r.Key, &r.Purpose, &r.Tag, &r.Subject, &r.Digest, &r.State, &r.Payload, &r.Expires)
 				o.Requests = append(o.Requests, r)
 				return err
-			}, "SELECT id, key, purpose, tag, subject, digest, state, payload, expires FROM sign_request WHERE done = 0 AND expires > $1 ORDER BY id LIMIT 200", tx.Now())
+			}, "SELECT id, key, purpose, tag, subject, digest, state, payload, expires FROM sign_request WHERE done = 0 AND expires > $1 AND key IN (SELECT value->>'k' FROM json_each($2)) ORDER BY id LIMIT 200", tx.Now(), string(keys))
 		})
 		if err != nil || len(o.Requests) > 0 || len(o.NewKeys) > 0 {
 			return o, err
@@ -397,14 +550,45 @@ func (s *Store) poll(ctx context.Context, p wire.Poll) (o wire.Orders, err error
 	}
 }
 
-// answer takes a signer's signatures. Each is verified with the key's public part.
+// seen notes that a signer is there, and gives it the keys that it is to make. Of several
+// signers one is told.
+func (s *Store) seen(name string, accepts bool) []wire.NewKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.signers[name] = sighting{now, accepts}
+	out := []wire.NewKey{}
+	if !accepts {
+		return out
+	}
+	for _, w := range s.wanted {
+		if w.refused == "" && w.lease.Before(now) {
+			w.signer, w.lease = name, now.Add(away/2)
+			out = append(out, w.key)
+		}
+	}
+	return out
+}
+
+// clean bounds a text that a signer sent.
+func clean(s string, most int) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(s[:min(len(s), most)], "\x00", ""), "")
+}
+
+// answer takes a signer's signatures. Each is verified with the key's public part; one that
+// does not hold counts as refused, so that it does not hold up the others.
 func (s *Store) answer(ctx context.Context, a wire.Answer) error {
 	if err := auth.Need(ctx, "work.sign", "queue"); err != nil {
 		return err
 	}
-	if len(a.Done) > 1000 {
-		return fault.TooLarge("answers", "%d answers", len(a.Done))
+	name := auth.From(ctx).Name
+	s.mu.Lock()
+	for _, n := range a.NoKeys {
+		if w := s.wanted[n.Name]; w != nil && w.signer == name {
+			w.refused = cmp.Or(clean(n.Why, 500), "it does not say why")
+		}
 	}
+	s.mu.Unlock()
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
 		good, bad := 0, []string{}
 		for _, d := range a.Done {
@@ -425,34 +609,39 @@ func (s *Store) answer(ctx context.Context, a wire.Answer) error {
 				if err != nil {
 					return err
 				}
-				if err := check(k, r, d.Signature); err != nil {
-					return err
+				if err := check(k.Key, r, d.Signature); err != nil {
+					s.log.WarnContext(ctx, "a signature does not hold", "signer", name, "subject", r.Subject, "err", err)
+					d.Refused = err.Error()
 				}
+			}
+			if d.Refused == "" {
 				good++
 			} else {
-				bad = append(bad, r.Subject+": "+d.Refused[:min(len(d.Refused), 500)])
+				d.Refused, d.Signature = cmp.Or(clean(d.Refused, 500), "it does not say why"), nil
+				bad = append(bad, clean(r.Subject, 200)+": "+d.Refused)
 			}
-			if _, err := tx.Exec("UPDATE sign_request SET done = $1, signature = $2, refused = $3, payload = $4 WHERE id = $5", tx.Now(), notNil(d.Signature), d.Refused[:min(len(d.Refused), 1000)], []byte{}, d.ID); err != nil {
+			if _, err := tx.Exec("UPDATE sign_request SET done = $1, signature = $2, refused = $3, payload = $4 WHERE id = $5", tx.Now(), notNil(d.Signature), d.Refused, []byte{}, d.ID); err != nil {
 				return err
 			}
 		}
 		if good+len(bad) == 0 {
 			return nil
 		}
-		_, err := event.Append(tx, "sign.done", "signer/"+auth.From(ctx).Name, map[string]any{"signed": good, "refused": bad[:min(len(bad), 20)]})
+		_, err := event.Append(tx, "sign.done", "signer/"+name, map[string]any{"signed": good, "refused": bad[:min(len(bad), 20)]})
 		return err
 	})
 	s.wake()
 	return err
 }
 
-// check verifies a signature with the key's public part.
-func check(k Key, r wire.Request, sig []byte) error {
+// check verifies a signature with the key's public part: that it is one OpenPGP packet and
+// nothing else, by this key, over what was asked for.
+func check(k wire.Key, r wire.Request, sig []byte) error {
 	no := func(err error) error {
 		return fault.Invalid("signature", "the signature for %s is not of the key %s", r.Subject, k.Name).Wrap(err)
 	}
 	if len(sig) == 0 || len(sig) > 16<<10 {
-		return no(errors.New("wrong length"))
+		return no(fmt.Errorf("it has %d bytes", len(sig)))
 	}
 	if k.Purpose == wire.PurposeAttest {
 		if !VerifyAttestation(k.Public, r.Payload, sig) {
@@ -460,50 +649,93 @@ func check(k Key, r wire.Request, sig []byte) error {
 		}
 		return nil
 	}
-	es, err := openpgp.ReadArmoredKeyRing(bytes.NewReader([]byte(k.Public)))
+	e, err := entity(k)
 	if err != nil {
 		return no(err)
 	}
-	p, err := packet.Read(bytes.NewReader(sig))
-	ps, ok := p.(*packet.Signature)
-	if err != nil || !ok {
+	ps, err := onePacket(sig)
+	if err != nil {
 		return no(err)
 	}
 	h := sha256.New()
 	if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(r.State); err != nil {
 		return no(err)
 	}
-	if ps.Hash != crypto.SHA256 || ps.SigType != packet.SigTypeBinary {
-		return no(fmt.Errorf("it is by hash %v, type %d", ps.Hash, ps.SigType))
+	if ps.Hash != crypto.SHA256 || ps.SigType != packet.SigTypeBinary || ps.Version != 4 || ps.IssuerKeyId == nil {
+		return no(fmt.Errorf("it is of version %d by hash %v, type %d", ps.Version, ps.Hash, ps.SigType))
 	}
-	if err := es[0].PrimaryKey.VerifySignature(h, ps); err != nil {
+	if *ps.IssuerKeyId != e.PrimaryKey.KeyId {
+		return no(fmt.Errorf("it is by the key %016x", *ps.IssuerKeyId))
+	}
+	if err := e.PrimaryKey.VerifySignature(h, ps); err != nil {
 		return no(err)
 	}
 	return nil
 }
 
-// VerifyAttestation checks a raw Ed25519 signature with a PEM public key.
-func VerifyAttestation(public string, payload, sig []byte) bool {
-	blk, _ := pem.Decode([]byte(public))
-	if blk == nil {
-		return false
+// onePacket reads a signature packet with nothing after it: what a signer hands in goes into
+// packages as it is.
+func onePacket(b []byte) (*packet.Signature, error) {
+	r := packet.NewReader(bytes.NewReader(b))
+	p, err := r.Next()
+	if err != nil {
+		return nil, err
+	}
+	s, ok := p.(*packet.Signature)
+	if !ok {
+		return nil, errors.New("it is no signature packet")
+	}
+	if _, err := r.Next(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the signature")
+	}
+	return s, nil
+}
+
+func ed25519Key(public string) (ed25519.PublicKey, bool) {
+	blk, rest := pem.Decode([]byte(public))
+	if blk == nil || len(rest) > 0 {
+		return nil, false
 	}
 	pub, err := x509.ParsePKIXPublicKey(blk.Bytes)
 	ed, ok := pub.(ed25519.PublicKey)
-	return err == nil && ok && ed25519.Verify(ed, payload, sig)
+	return ed, ok && err == nil
+}
+
+// VerifyAttestation checks a raw Ed25519 signature with a PEM public key.
+func VerifyAttestation(public string, payload, sig []byte) bool {
+	k, ok := ed25519Key(public)
+	return ok && ed25519.Verify(k, payload, sig)
 }
 
 // Status is how signing stands.
 type Status struct {
 	Seen    time.Time `json:"seen,omitzero"` // when a signer last polled
+	Here    bool      `json:"here"`          // one is there now
 	Waiting int64     `json:"waiting"`
+}
+
+// String says it for people.
+func (st Status) String() string {
+	seen := "has never been seen"
+	if !st.Seen.IsZero() {
+		seen = "was last seen " + st.Seen.UTC().Format("2006-01-02 15:04:05 UTC")
+	}
+	if st.Here {
+		return fmt.Sprintf("the signer is there, %d requests wait for it", st.Waiting)
+	}
+	return fmt.Sprintf("NO SIGNER: it %s, %d requests wait for it; start it with `drover signer run`", seen, st.Waiting)
 }
 
 // Status tells whether a signer is there and how much waits for it.
 func (s *Store) Status(ctx context.Context) (st Status, err error) {
 	s.mu.Lock()
-	st.Seen = s.seen
+	for _, g := range s.signers {
+		if g.at.After(st.Seen) {
+			st.Seen = g.at
+		}
+	}
 	s.mu.Unlock()
+	st.Here = time.Since(st.Seen) < away
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
 		return tx.QueryRow("SELECT COUNT(*) FROM sign_request WHERE done = 0 AND expires > $1", tx.Now()).Scan(&st.Waiting)
 	})

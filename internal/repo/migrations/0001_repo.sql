@@ -12,6 +12,7 @@ CREATE TABLE repo_package (
     size BIGINT NOT NULL,
     header_start BIGINT NOT NULL,
     header_end BIGINT NOT NULL,
+    mtime BIGINT NOT NULL,
     created BIGINT NOT NULL
 );
 CREATE INDEX repo_package_header ON repo_package (header, key);
@@ -21,10 +22,12 @@ CREATE TABLE repo_snapshot (
     kind TEXT NOT NULL,
     source TEXT NOT NULL,
     packages BIGINT NOT NULL,
+    key TEXT NOT NULL,
     cause BIGINT NOT NULL,
     created BIGINT NOT NULL,
     since BIGINT NOT NULL
 );
+CREATE INDEX repo_snapshot_source ON repo_snapshot (source, cause);
 -- The files of a snapshot's trees that are no packages: repodata.
 CREATE TABLE repo_snapshot_file (
     snapshot TEXT NOT NULL,
@@ -46,7 +49,6 @@ CREATE INDEX repo_snapshot_package_pkgid ON repo_snapshot_package (pkgid);
 CREATE TABLE repo_channel (
     name TEXT NOT NULL,
     snapshot TEXT NOT NULL,
-    key TEXT NOT NULL,
     since BIGINT NOT NULL,
     until BIGINT NOT NULL,
     PRIMARY KEY (name, since)

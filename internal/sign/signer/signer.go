@@ -19,15 +19,18 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"hash"
 	"io/fs"
 	"log/slog"
+	"maps"
 	mrand "math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"drover/internal/durable"
@@ -39,6 +42,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 )
 
 // Config is what a Signer needs.
@@ -68,41 +72,43 @@ type key struct {
 // Signer holds keys.
 type Signer struct {
 	Config
-	keys map[string]*key
-	log  *os.File
-	last string // hex sha256 of the newest line of the log
+	keys  map[string]*key
+	stamp string // of the key files when they were read
+	log   *os.File
+	size  int64  // of what is whole in the log
+	last  string // hex sha256 of the newest line of the log
 }
+
+// maxKeys bounds how many keys a server may ask for.
+const maxKeys = 100
 
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
 
-// New opens the signer's directory and reads its keys.
-func New(c Config) (*Signer, error) {
-	s := &Signer{Config: c, keys: map[string]*key{}}
+// New opens the signer's directory and reads its keys. One process holds a directory.
+func New(c Config) (s *Signer, err error) {
+	s = &Signer{Config: c}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	names, err := filepath.Glob(filepath.Join(c.Dir, "*.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range names {
-		if err := s.load(n[len(c.Dir)+1 : len(n)-5]); err != nil {
-			return nil, err
-		}
-	}
-	head, n, err := VerifyLog(s.logPath())
-	if err != nil {
-		return nil, err
-	}
-	s.last = head
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return nil, err
 	}
-	// A line that a power cut left half written was never answered for.
-	if err := s.log.Truncate(n); err != nil {
+	defer func() {
+		if err != nil {
+			_ = s.log.Close()
+		}
+	}()
+	if err := unix.Flock(int(s.log.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fault.Unavailable("signer_busy", "another signer holds the directory %s", c.Dir).Wrap(err).Fix("stop it first")
+	}
+	if _, err := s.refresh(); err != nil {
 		return nil, err
 	}
-	return s, nil
+	if s.last, s.size, err = VerifyLog(s.logPath()); err != nil {
+		return nil, err
+	}
+	// A line that a power cut left half written was never answered for.
+	return s, s.log.Truncate(s.size)
 }
 
 // Close closes the log.
@@ -110,80 +116,162 @@ func (s *Signer) Close() error { return s.log.Close() }
 
 func (s *Signer) logPath() string { return filepath.Join(s.Dir, "signed.log") }
 
-func (s *Signer) load(name string) error {
-	b, err := os.ReadFile(filepath.Join(s.Dir, name+".yaml"))
+// refresh reads the keys anew when their operator changed a file. When one cannot be read,
+// those that were read before stay.
+func (s *Signer) refresh() (changed bool, err error) {
+	stamp, names := "", []string{}
+	es, err := os.ReadDir(s.Dir)
 	if err != nil {
-		return err
+		return false, err
+	}
+	for _, e := range es {
+		ext := filepath.Ext(e.Name())
+		if ext != ".yaml" && ext != ".key" {
+			continue
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return false, err
+		}
+		stamp += fmt.Sprintf("%s %d %d %o\n", e.Name(), fi.Size(), fi.ModTime().UnixNano(), fi.Mode())
+		if ext == ".yaml" {
+			names = append(names, strings.TrimSuffix(e.Name(), ext))
+		}
+	}
+	if stamp == s.stamp {
+		return false, nil
+	}
+	keys := map[string]*key{}
+	for _, n := range names {
+		if keys[n], err = load(s.Dir, n); err != nil {
+			return false, err
+		}
+	}
+	s.keys, s.stamp = keys, stamp
+	return true, nil
+}
+
+// load reads a key and its policy.
+func load(dir, name string) (*key, error) {
+	if !reName.MatchString(name) {
+		return nil, fault.Invalid("key_name", "%.80q is no name of a key", name).Fix("rename its files")
+	}
+	b, err := os.ReadFile(filepath.Join(dir, name+".yaml"))
+	if err != nil {
+		return nil, err
 	}
 	var p Policy
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	if err := d.Decode(&p); err != nil {
-		return fault.Invalid("signer_policy", "the policy %s.yaml cannot be read", name).Wrap(err)
+		return nil, fault.Invalid("signer_policy", "the policy %s.yaml cannot be read", name).Wrap(err).Fix("it has the keys algo, purpose and tags")
 	}
-	raw, err := os.ReadFile(filepath.Join(s.Dir, name+".key"))
+	for _, t := range p.Tags {
+		if _, err := path.Match(t, "x"); err != nil {
+			return nil, fault.Invalid("signer_policy", "%.100q in %s.yaml is no pattern of tags", t, name)
+		}
+	}
+	file := filepath.Join(dir, name+".key")
+	fi, err := os.Stat(file)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if fi.Mode().Perm()&0o077 != 0 {
+		return nil, fault.Denied("signer_key", "the private key %s is open to others", file).Fix("chmod 600 %s", file)
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
 	}
 	k := &key{Key: wire.Key{Name: name, Algo: p.Algo, Purpose: p.Purpose, Tags: p.Tags}}
-	if p.Purpose == wire.PurposeAttest {
-		blk, _ := pem.Decode(raw)
-		if blk == nil {
-			return fault.Invalid("signer_key", "%s.key is no PEM", name)
-		}
-		priv, err := x509.ParsePKCS8PrivateKey(blk.Bytes)
-		ed, ok := priv.(ed25519.PrivateKey)
-		if err != nil || !ok {
-			return fault.Invalid("signer_key", "%s.key is no Ed25519 key", name).Wrap(err)
-		}
-		k.ed = ed
-		pub, err := x509.MarshalPKIXPublicKey(ed.Public())
-		if err != nil {
-			return err
-		}
-		k.Public = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}))
-	} else {
-		es, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(raw))
-		if err != nil || len(es) != 1 || es[0].PrivateKey == nil {
-			return fault.Invalid("signer_key", "%s.key is no OpenPGP private key", name).Wrap(err)
-		}
-		k.entity = es[0]
-		var b bytes.Buffer
-		w, err := armor.Encode(&b, openpgp.PublicKeyType, nil)
-		if err == nil {
-			err = errors.Join(es[0].Serialize(w), w.Close())
-		}
-		if err != nil {
-			return err
-		}
-		k.Public = b.String() + "\n"
+	switch p.Purpose {
+	case wire.PurposeAttest:
+		return k, k.readEd25519(raw)
+	case wire.PurposeRPM:
+		return k, k.readOpenPGP(raw)
 	}
-	s.keys[name] = k
-	return nil
+	return nil, fault.Invalid("signer_policy", "%s.yaml is for %.40q", name, p.Purpose).Fix("purpose is rpm or attest")
 }
 
-// Create makes a key with its policy. An existing key stays as it is.
-func (s *Signer) Create(n wire.NewKey) error {
+// wrong says that a key file does not hold what its policy says.
+func (k *key) wrong(err error) error {
+	return fault.Invalid("signer_key", "%s.key holds no %.40q key for %s", k.Name, k.Algo, k.Purpose).Wrap(err).Fix("its policy in %s.yaml tells what it should be", k.Name)
+}
+
+func (k *key) readEd25519(raw []byte) error {
+	blk, _ := pem.Decode(raw)
+	if blk == nil || k.Algo != wire.Ed25519 {
+		return k.wrong(nil)
+	}
+	priv, err := x509.ParsePKCS8PrivateKey(blk.Bytes)
+	ed, ok := priv.(ed25519.PrivateKey)
+	if err != nil || !ok {
+		return k.wrong(err)
+	}
+	k.ed = ed
+	pub, err := x509.MarshalPKIXPublicKey(ed.Public())
+	k.Public = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}))
+	return err
+}
+
+func (k *key) readOpenPGP(raw []byte) error {
+	es, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(raw))
+	if err != nil || len(es) != 1 || es[0].PrivateKey == nil || es[0].PrivateKey.Encrypted {
+		return k.wrong(err)
+	}
+	k.entity = es[0]
+	algo := map[packet.PublicKeyAlgorithm]string{packet.PubKeyAlgoRSA: wire.RSA4096, packet.PubKeyAlgoEdDSA: wire.Ed25519}[k.entity.PrimaryKey.PubKeyAlgo]
+	bits, err := k.entity.PrimaryKey.BitLength()
+	if err != nil || algo != k.Algo || algo == wire.RSA4096 && bits < 4096 {
+		return k.wrong(err)
+	}
+	k.entity.Subkeys = nil // rpm signs with the primary key
+	var b bytes.Buffer
+	w, err := armor.Encode(&b, openpgp.PublicKeyType, nil)
+	if err == nil {
+		err = errors.Join(k.entity.Serialize(w), w.Close())
+	}
+	k.Public = b.String() + "\n"
+	return err
+}
+
+// Create makes a key with its policy in a signer's directory. An existing one stays as it is.
+// A signer that runs takes it up at its next look.
+func Create(dir string, n wire.NewKey, now func() time.Time) error {
 	if !reName.MatchString(n.Name) {
 		return fault.Invalid("key_name", "%.80q is no name of a key", n.Name)
 	}
-	if _, ok := s.keys[n.Name]; ok {
-		return nil
+	for _, t := range n.Tags {
+		if _, err := path.Match(t, "x"); err != nil || len(t) > 100 {
+			return fault.Invalid("key_tag", "%.100q is no pattern of tags", t)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	es, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		return err
+	}
+	if len(es) >= maxKeys || len(n.Tags) > maxKeys {
+		return fault.TooLarge("key_limit", "a signer holds at most %d keys, each for at most %d patterns of tags", maxKeys, maxKeys)
+	}
+	if slices.Contains(es, filepath.Join(dir, n.Name+".yaml")) {
+		return fault.Conflict("key_exists", "there is a key %s already", n.Name)
 	}
 	var b []byte
-	var err error
 	switch {
 	case n.Purpose == wire.PurposeAttest && n.Algo == wire.Ed25519:
 		b, err = newEd25519()
 	case n.Purpose == wire.PurposeRPM && (n.Algo == wire.RSA4096 || n.Algo == wire.Ed25519):
-		b, err = s.newOpenPGP(n)
+		b, err = newOpenPGP(n, now)
 	default:
 		return fault.Invalid("key_algo", "there are no %.20q keys for %.20q", n.Algo, n.Purpose).Fix("use rsa4096 or ed25519 for rpm, ed25519 for attest")
 	}
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(s.Dir, n.Name+".key"), b, 0o600); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, n.Name+".key"), b, 0o600); err != nil {
 		return err
 	}
 	p, err := yaml.Marshal(Policy{Algo: n.Algo, Purpose: n.Purpose, Tags: n.Tags})
@@ -191,10 +279,7 @@ func (s *Signer) Create(n wire.NewKey) error {
 		return err
 	}
 	// The policy makes the key count: it comes last.
-	if err := durable.WriteFile(filepath.Join(s.Dir, n.Name+".yaml"), p, 0o600); err != nil {
-		return err
-	}
-	return s.load(n.Name)
+	return durable.WriteFile(filepath.Join(dir, n.Name+".yaml"), p, 0o600)
 }
 
 func newEd25519() ([]byte, error) {
@@ -206,8 +291,8 @@ func newEd25519() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
 }
 
-func (s *Signer) newOpenPGP(n wire.NewKey) ([]byte, error) {
-	cfg := &packet.Config{DefaultHash: crypto.SHA256, Time: s.Now, Algorithm: packet.PubKeyAlgoRSA, RSABits: 4096}
+func newOpenPGP(n wire.NewKey, now func() time.Time) ([]byte, error) {
+	cfg := &packet.Config{DefaultHash: crypto.SHA256, Time: now, Algorithm: packet.PubKeyAlgoRSA, RSABits: 4096}
 	if n.Algo == wire.Ed25519 {
 		cfg.Algorithm, cfg.Curve = packet.PubKeyAlgoEdDSA, packet.Curve25519
 	}
@@ -270,21 +355,43 @@ func (s *Signer) announce(ctx context.Context) error {
 	return s.Client.Call(ctx, "POST", wire.PathKeys, ks, nil)
 }
 
+// look takes up what the operator changed in the files.
+func (s *Signer) look() (changed bool) {
+	changed, err := s.refresh()
+	if err != nil {
+		s.Log.Error("the keys cannot be read anew; those from before stay", "err", err)
+	}
+	return changed
+}
+
 func (s *Signer) round(ctx context.Context, announced *bool) error {
+	if s.look() {
+		if err := s.announce(ctx); err != nil {
+			return err
+		}
+	}
+	pctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	var o wire.Orders
-	if err := s.Client.Call(ctx, "POST", wire.PathPoll, wire.Poll{Wait: 50}, &o); err != nil {
+	if err := s.Client.Call(pctx, "POST", wire.PathPoll, wire.Poll{Wait: 50, Keys: slices.Sorted(maps.Keys(s.keys)), AcceptKeys: s.AcceptKeys}, &o); err != nil {
 		return err
 	}
+	if len(o.Requests) > 1000 || len(o.NewKeys) > maxKeys {
+		return fault.TooLarge("orders", "the server asks for %d signatures and %d keys at once", len(o.Requests), len(o.NewKeys))
+	}
+	s.look() // the poll took a while; the policy of now counts
+	a := wire.Answer{Done: []wire.Done{}}
 	for _, n := range o.NewKeys {
-		if !s.AcceptKeys {
-			s.Log.Warn("the server asks for a key; make it here by hand, or start with --accept-keys", "key", n.Name)
+		err := error(fault.Denied("keys_by_hand", "this signer makes no keys that it is asked for"))
+		if s.AcceptKeys {
+			err = Create(s.Dir, n, s.Now)
+		}
+		if err != nil {
+			s.Log.Warn("a key was not made", "key", n.Name, "err", err)
+			a.NoKeys = append(a.NoKeys, wire.NoKey{Name: n.Name, Why: err.Error()})
 			continue
 		}
-		if err := s.Create(n); err != nil {
-			s.Log.Error("a key was not made", "key", n.Name, "err", err)
-			continue
-		}
-		*announced = false
+		*announced = !s.look() && *announced
 	}
 	if !*announced {
 		if err := s.announce(ctx); err != nil {
@@ -292,10 +399,9 @@ func (s *Signer) round(ctx context.Context, announced *bool) error {
 		}
 		*announced = true
 	}
-	if len(o.Requests) == 0 {
+	if len(o.Requests)+len(a.NoKeys) == 0 {
 		return nil
 	}
-	a := wire.Answer{Done: []wire.Done{}}
 	for _, r := range o.Requests {
 		d := wire.Done{ID: r.ID}
 		sig, err := s.sign(r)
@@ -326,8 +432,15 @@ func (s *Signer) sign(r wire.Request) ([]byte, error) {
 	if !slices.ContainsFunc(k.Tags, func(p string) bool { ok, err := path.Match(p, r.Tag); return ok && err == nil }) {
 		return nil, fault.Denied("key_tag", "the key %s does not sign for the tag %.100q", k.Name, r.Tag).Fix("the signer's operator can add it to %s.yaml", k.Name)
 	}
-	if r.Expires <= s.Now().UnixMicro() {
+	now := s.Now()
+	if r.Expires <= now.UnixMicro() {
 		return nil, fault.Denied("request_old", "the request is over its time")
+	}
+	if r.Expires > now.Add(wire.MaxWait*time.Second).UnixMicro() {
+		return nil, fault.Denied("request_far", "the request is valid for longer than %d s", wire.MaxWait).Fix("set the clocks of server and signer")
+	}
+	if len(r.Subject) > 1000 || len(r.Tag) > 200 {
+		return nil, fault.Invalid("request_size", "the subject or tag of the request is too long")
 	}
 	var sig []byte
 	var err error
@@ -335,6 +448,9 @@ func (s *Signer) sign(r wire.Request) ([]byte, error) {
 		sum := sha256.Sum256(r.Payload)
 		if hex.EncodeToString(sum[:]) != r.Digest || len(r.Payload) > 1<<20 {
 			return nil, fault.Invalid("request_digest", "the payload is not what the digest says")
+		}
+		if !bytes.HasPrefix(r.Payload, []byte(wire.StatementPrefix)) {
+			return nil, fault.Denied("request_kind", "the payload is no statement")
 		}
 		sig = ed25519.Sign(k.ed, r.Payload)
 	} else if sig, err = s.openPGP(k, r); err != nil {
@@ -388,10 +504,13 @@ func (s *Signer) write(r wire.Request) error {
 		return err
 	}
 	h := sha256.Sum256(b)
-	if _, err := s.log.Write(append(b, '\n')); err != nil {
+	b = append(b, '\n')
+	if _, err := s.log.Write(b); err != nil {
+		// What was written of the line would break the chain of the next one.
+		err = errors.Join(err, s.log.Truncate(s.size))
 		return fault.Unavailable("signer_log", "the signer's log cannot be written; nothing is signed").Wrap(err)
 	}
-	s.last = hex.EncodeToString(h[:])
+	s.last, s.size = hex.EncodeToString(h[:]), s.size+int64(len(b))
 	return nil
 }
 

@@ -21,6 +21,15 @@ const (
 	Ed25519 = "ed25519"
 )
 
+// StatementPrefix is how the pre-authentication encoding (DSSE) of an in-toto statement
+// begins. A key for attestations signs nothing else: what it signed can't be taken for
+// anything but a statement.
+const StatementPrefix = "DSSEv1 28 application/vnd.in-toto+json "
+
+// MaxWait is the longest time, in seconds, that a request may be valid: a signer refuses one
+// that is to be valid for longer.
+const MaxWait = 3600
+
 // Key is a key that a signer holds.
 type Key struct {
 	Name    string   `json:"name"`
@@ -32,7 +41,9 @@ type Key struct {
 
 // Poll asks for work.
 type Poll struct {
-	Wait int `json:"wait" minimum:"0" maximum:"55"` // seconds
+	Wait       int      `json:"wait" minimum:"0" maximum:"55"` // seconds
+	Keys       []string `json:"keys" maxItems:"1000"`          // that the signer holds: it is asked for no other's signatures
+	AcceptKeys bool     `json:"accept_keys"`                   // it makes keys that it is asked for
 }
 
 // Orders is what is to be signed, and keys that are to be made.
@@ -65,7 +76,8 @@ type Request struct {
 
 // Answer brings signatures, or says why there is none.
 type Answer struct {
-	Done []Done `json:"done"`
+	Done   []Done  `json:"done" maxItems:"1000"`
+	NoKeys []NoKey `json:"no_keys,omitempty" maxItems:"100"`
 }
 
 // Done is the answer to one request.
@@ -73,4 +85,10 @@ type Done struct {
 	ID        int64  `json:"id"`
 	Signature []byte `json:"signature,omitempty"` // OpenPGP packet, or raw Ed25519
 	Refused   string `json:"refused,omitempty"`
+}
+
+// NoKey says why a key that was asked for was not made.
+type NoKey struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
