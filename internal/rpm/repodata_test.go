@@ -699,6 +699,122 @@ func TestCompsReadAndWritten(t *testing.T) {
 	}
 }
 
+// dnf runs dnf on one repository, with no state of its own outside home.
+func dnf(t *testing.T, home, repo string, args ...string) string {
+	t.Helper()
+	c := exec.Command("dnf", append([]string{"-q", "--installroot", filepath.Join(home, "root"), "--releasever=9", "--noplugins", "--setopt=reposdir=/dev/null", "--setopt=cachedir=" + filepath.Join(home, "cache"),
+		"--setopt=logdir=" + home, "--setopt=persistdir=" + home, "--setopt=gpgcheck=0", "--repofrompath=ours,file://" + repo, "--repo=ours"}, args...)...)
+	c.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("dnf %v: %v: %s%s", args, err, out, stderr.String())
+	}
+	return string(out)
+}
+
+var groups = rpm.Comps{Groups: []rpm.CompsGroup{
+	{ID: "tools", Name: "R&D", Description: "What one needs", Default: true, Visible: true, Packages: []rpm.CompsPackage{{Name: "odd", Type: "mandatory"}, {Name: "odd-sub", Type: "default"}, {Name: "simple", Type: "optional"}, {Name: "rpm-i18n", Type: "conditional", Requires: "simple"}}},
+	{ID: "inner", Name: "Inner", Description: "Not shown", Packages: []rpm.CompsPackage{{Name: "rpm-empty", Type: "mandatory"}}},
+},
+	Categories:   []rpm.CompsCategory{{ID: "all", Name: "All", Description: "Everything", Order: 7, Groups: []string{"tools"}}},
+	Environments: []rpm.CompsEnvironment{{ID: "station", Name: "Workstation", Description: "A kind of machine", Order: 3, Groups: []string{"tools"}, Options: []string{"inner"}}}}
+
+// dnf finds in our metadata, of either codec, every package and every group that we put there.
+func TestDNFReadsOurMetadata(t *testing.T) {
+	dir, frags := rpmDir(t)
+	for _, codec := range []rpm.Codec{rpm.Zstd, rpm.Gzip} {
+		files, err := rpm.Metadata(frags, groups.XML(), codec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(dir, "repodata")); err != nil {
+			t.Fatal(err)
+		}
+		writeRepo(t, dir, files)
+		home := t.TempDir()
+		out := dnf(t, home, dir, "repoquery", "--qf", "%{name}-%{epoch}:%{version}-%{release}.%{arch}", "--arch=noarch,x86_64,i386,src")
+		var want []string
+		for _, f := range frags {
+			if err := rpm.ReadPrimary(strings.NewReader(primaryXML(string(f.Primary))), func(p rpm.PrimaryPackage) error {
+				want = append(want, p.String())
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := strings.Fields(strings.ReplaceAll(out, "-0:", "-"))
+		slices.Sort(want)
+		slices.Sort(got)
+		if d := cmp.Diff(slices.Compact(want), slices.Compact(got)); d != "" {
+			t.Errorf("%s: packages (-ours +dnf's):\n%s", codec, d)
+		}
+		list := dnf(t, home, dir, "group", "list", "--hidden")
+		for _, want := range []string{"R&D", "Inner", "Workstation"} {
+			if !strings.Contains(list, want) {
+				t.Errorf("%s: no %q in the groups:\n%s", codec, want, list)
+			}
+		}
+		if codec == rpm.Gzip {
+			continue // the same text
+		}
+		if out := dnf(t, home, dir, "repoquery", "--qf", "%{name}", "--whatrequires", "shadow"); out != "odd\n" {
+			t.Errorf("%s: shadow is required by %q", codec, out)
+		}
+		if out := dnf(t, home, dir, "repoquery", "--qf", "%{name}", "--file", "/usr/share/odd/größe"); out != "odd\n" { // filelists
+			t.Errorf("%s: a file belongs to %q", codec, out)
+		}
+		if out := dnf(t, home, dir, "repoquery", "--changelogs", "odd.noarch"); !strings.Contains(out, "- ten & more") { // other
+			t.Errorf("%s: changelog %q", codec, out)
+		}
+		info := dnf(t, home, dir, "group", "info", "tools", "station")
+		words := strings.Join(strings.Fields(info), " ")
+		for _, want := range []string{"Description: What one needs", "Mandatory Packages: odd", "Default Packages: odd-sub", "Optional Packages: simple", "Conditional Packages: rpm-i18n", "Optional Groups: Inner"} {
+			if !strings.Contains(words, want) {
+				t.Errorf("%s: no %q in:\n%s", codec, want, info)
+			}
+		}
+	}
+}
+
+// createrepo_c takes our groups into a repository and finds them good.
+func TestCreaterepoTakesOurGroups(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "comps.xml")
+	if err := os.WriteFile(file, groups.XML(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	createrepo(t, "-g", "comps.xml", dir)
+	md, err := os.ReadFile(filepath.Join(dir, "repodata", "repomd.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	datas, err := rpm.ReadRepomd(md)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, d := range datas {
+		if !strings.HasPrefix(d.Type, "group") {
+			continue
+		}
+		seen++
+		f, err := os.Open(filepath.Join(dir, d.Href))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		got, err := rpm.ReadComps(f)
+		if err != nil || !bytes.Equal(got.XML(), groups.XML()) {
+			t.Errorf("%s: %v\n%s", d.Type, err, got.XML())
+		}
+	}
+	if seen != 2 { // plain and packed
+		t.Errorf("%d files of groups in %+v", seen, datas)
+	}
+}
+
 // Files put together of many gzip members or zstd frames read as one.
 func TestMultiMemberFilesAreRead(t *testing.T) {
 	doc := primaryXML(strings.Repeat(goodPackage, 3))
