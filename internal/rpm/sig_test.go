@@ -3,8 +3,14 @@ package rpm_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/pem"
 	"io"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -102,18 +108,18 @@ func whole(t testing.TB, head []byte, p *rpm.Package, b []byte) []byte {
 // Every fixture, whatever signatures it has, takes one by each kind of key: rpm finds it and
 // every digest good, we too, and nothing else of the file has changed.
 func TestSignedPackagesAreCleanForRPM(t *testing.T) {
-	rsa, ed := newKey(t, packet.PubKeyAlgoRSA, ""), newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
-	home := keyring(t, rsa, ed)
+	rsaKey, ed := newKey(t, packet.PubKeyAlgoRSA, ""), newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
+	home := keyring(t, rsaKey, ed)
 	sameLength := 0 // where there was a reserve
 	for name, b := range fixtures(t) {
 		p := read(t, b)
 		if !p.Header.Has(rpm.PayloadSHA) {
-			if _, err := p.Replace(signature(t, rsa, p.Header.Raw())); fault.Code(err) != "rpm_unsignable" {
+			if _, err := p.Replace(signature(t, rsaKey, p.Header.Raw())); fault.Code(err) != "rpm_unsignable" {
 				t.Errorf("%s, with a payload that no signature covers: %v", name, err)
 			}
 			continue
 		}
-		for _, key := range []*openpgp.Entity{rsa, ed} {
+		for _, key := range []*openpgp.Entity{rsaKey, ed} {
 			head, err := p.Replace(signature(t, key, p.Header.Raw()))
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
@@ -196,13 +202,101 @@ func TestReplaceKeepsIMAAndLists(t *testing.T) {
 	}
 }
 
+// rpmsign itself puts fsverity signatures into packages; ours leaves them, and rpm finds them
+// again. Beside them stand IMA signatures as of the fixture that has some.
+func TestReplaceKeepsWhatRPMSigned(t *testing.T) {
+	old, key := newKey(t, packet.PubKeyAlgoRSA, ""), newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
+	home := keyring(t, key)
+	certificate(t, home)
+	query := func(file string) string {
+		out, err := rpmCommand(t, home, "rpm", "--nosignature", "-qp", "--qf", "[%{FILENAMES} %{FILESIGNATURES} %{VERITYSIGNATURES}\n]%{FILESIGNATURELENGTH} %{VERITYSIGNATUREALGO}\n", file).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	for name, tags := range map[string][]rpm.Tag{
+		"one-epoch-0.1-1.x86_64.rpm":                {rpm.SigVerity, rpm.SigVerAlgo},
+		"rpm-basic-with-ima-2.3.4-5.el9.noarch.rpm": {rpm.SigFileSigs, rpm.SigFileLen},
+		"payload-test-0.1-w6.xzdio.x86_64.rpm":      {rpm.SigVerity, rpm.SigVerAlgo},
+		"payload-test-0.1-w3.zstdio.x86_64.rpm":     {rpm.SigVerity, rpm.SigVerAlgo},
+	} {
+		b := fixtures(t)[name]
+		file := filepath.Join(home, name)
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := read(t, b)
+		if tags[0] == rpm.SigVerity {
+			// What would run gpg puts a signature there that is ready.
+			sig := filepath.Join(home, "sig")
+			if err := os.WriteFile(sig, signature(t, old, p.Header.Raw()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := rpmCommand(t, home, "rpmsign", "--define", "_gpg_name any", "--define", "__gpg /bin/cp", "--define", "__gpg_sign_cmd /bin/cp cp "+sig+" %{__signature_filename}", "--addsign", "--signverity",
+				"--fskpath", filepath.Join(home, "key.pem"), "--certpath", filepath.Join(home, "cert.pem"), file).CombinedOutput(); err != nil {
+				t.Fatalf("%s: rpmsign: %v: %s", name, err, out)
+			}
+			var err error
+			if b, err = os.ReadFile(file); err != nil {
+				t.Fatal(err)
+			}
+			p = read(t, b)
+			if s, err := p.VerifySignature(openpgp.EntityList{old}); err != nil || s.Tag != rpm.SigRSA {
+				t.Errorf("%s: %+v %v", name, s, err)
+			}
+		}
+		before := query(file)
+		for _, tag := range tags {
+			if !p.Sig.Has(tag) {
+				t.Errorf("%s: no tag %d", name, tag)
+			}
+		}
+		head, err := p.Replace(signature(t, key, p.Header.Raw()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = whole(t, head, p, b)
+		if n := rpmkeys(t, home, name, b); n != 1 {
+			t.Errorf("%s: rpm sees %d signatures", name, n)
+		}
+		if after := query(file); after != before || strings.Count(after, "\n") < 2 || len(after) < 200 {
+			t.Errorf("%s: file signatures were %s, are %s", name, before, after)
+		}
+		q := read(t, b)
+		for _, tag := range tags {
+			if !slices.Equal(q.Sig.Strings(tag), p.Sig.Strings(tag)) || q.Sig.Int(tag) != p.Sig.Int(tag) {
+				t.Errorf("%s: tag %d has changed", name, tag)
+			}
+		}
+	}
+}
+
+// certificate writes key.pem and cert.pem, of a key that signs files.
+func certificate(t testing.TB, dir string) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "files"}}, &x509.Certificate{}, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]*pem.Block{"key.pem": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}, "cert.pem": {Type: "CERTIFICATE", Bytes: cert}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Append adds to the list; rpm 4 goes on with its own slot.
 func TestAppendAddsToTheList(t *testing.T) {
-	rsa, ed := newKey(t, packet.PubKeyAlgoRSA, ""), newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
-	home := keyring(t, rsa)
+	rsaKey, ed := newKey(t, packet.PubKeyAlgoRSA, ""), newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
+	home := keyring(t, rsaKey)
 	b := fixtures(t)["rpm-basic-2.3.4-5.el9.noarch.rpm"]
 	p := read(t, b)
-	head, err := p.Replace(signature(t, rsa, p.Header.Raw()))
+	head, err := p.Replace(signature(t, rsaKey, p.Header.Raw()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +310,7 @@ func TestAppendAddsToTheList(t *testing.T) {
 		t.Errorf("rpm sees %d signatures", n)
 	}
 	p = read(t, b)
-	for _, k := range []*openpgp.Entity{rsa, ed} {
+	for _, k := range []*openpgp.Entity{rsaKey, ed} {
 		if _, err := p.VerifySignature(openpgp.EntityList{k}); err != nil {
 			t.Error(err)
 		}
