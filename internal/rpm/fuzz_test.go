@@ -101,7 +101,7 @@ func useHeader(t testing.TB, h rpm.Header) {
 		}
 		_, _ = h.Bytes(tag), h.Int(tag)
 	})
-	_, _, _ = h.NEVRA().String(), h.Localized(rpm.Summary, "de"), h.FileDigest()
+	_, _ = h.NEVRA().String(), h.FileDigest()
 	// Whatever a header holds, the repository's metadata stays well-formed.
 	p := &rpm.Package{Sig: h, Header: h}
 	for _, b := range [][]byte{rpm.Primary(nil, p, rpm.Place{}), rpm.Filelists(nil, h, ""), rpm.Other(nil, h, "")} {
@@ -414,8 +414,6 @@ func FuzzRepomd(f *testing.F) {
 				t.Fatalf("%+v", d)
 			}
 		}
-		_, err = rpm.ReadRevision(b)
-		code(t, err, "repodata")
 	})
 }
 

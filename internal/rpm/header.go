@@ -3,7 +3,6 @@ package rpm
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"iter"
 
 	"drover/internal/fault"
@@ -290,24 +289,6 @@ func (h Header) Text(tag Tag) []byte {
 // String is Text, copied.
 func (h Header) String(tag Tag) string { return string(h.Text(tag)) }
 
-// Localized is the string of a translated tag in the given locale ("de"), or in the C
-// locale where there is no such translation.
-func (h Header) Localized(tag Tag, locale string) string {
-	want := 0
-	for i, l := range h.Texts(I18NTable) {
-		if string(l) == locale {
-			want = i
-		}
-	}
-	out := h.String(tag)
-	for i, s := range h.Texts(tag) {
-		if i == want && len(s) > 0 {
-			out = string(s)
-		}
-	}
-	return out
-}
-
 // Walk goes over the strings of a tag without copying: Next, then Bytes.
 type Walk struct {
 	rest []byte
@@ -449,6 +430,3 @@ func (h Header) Changes() []Change {
 	}
 	return out
 }
-
-// GoString names the header for a debugger.
-func (h Header) GoString() string { return fmt.Sprintf("rpm.Header(%s)", h.NEVRA()) }

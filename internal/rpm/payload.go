@@ -249,7 +249,7 @@ func cpio(r *bufio.Reader, files []File, fn func(PayloadFile, io.Reader) error) 
 // name of a set of hard links has the digest of their content.
 func (p *Package) PayloadDigests(r io.ReaderAt, limit int64) (map[string]string, error) {
 	out := map[string]string{}
-	links := map[uint32][]string{}
+	links := map[uint32][]string{} // names whose content is still to come, if they have any
 	err := p.Payload(r, limit, func(f PayloadFile, body io.Reader) error {
 		if f.Mode&modeType != modeRegular {
 			return nil
@@ -263,12 +263,14 @@ func (p *Package) PayloadDigests(r io.ReaderAt, limit int64) (map[string]string,
 		}
 		sum := hex.EncodeToString(h.Sum(nil))
 		out[f.Name] = sum
+		if f.Size == 0 {
+			links[f.Ino] = append(links[f.Ino], f.Name)
+			return nil
+		}
 		for _, n := range links[f.Ino] {
 			out[n] = sum
 		}
-		if f.Size == 0 {
-			links[f.Ino] = append(links[f.Ino], f.Name)
-		}
+		delete(links, f.Ino)
 		return nil
 	})
 	return out, err

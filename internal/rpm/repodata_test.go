@@ -390,8 +390,8 @@ func TestMetadataIsDeterministicAndReadBack(t *testing.T) {
 				t.Errorf("%+v", d)
 			}
 		}
-		if rev, err := rpm.ReadRevision(md); err != nil || rev != "7" || len(datas) != 4 {
-			t.Errorf("revision %q, %d files, %v", rev, len(datas), err)
+		if len(datas) != 4 || !bytes.Contains(md, []byte("<revision>7</revision>")) {
+			t.Errorf("%d files, %s", len(datas), md)
 		}
 		n := 0
 		if err := rpm.ReadPrimaryDeps(bytes.NewReader(a[0].Data), func(p rpm.PrimaryPackage) error {
@@ -526,9 +526,6 @@ func TestReadRepomdOfStream(t *testing.T) {
 				t.Errorf("%s: %+v", dir, d)
 			}
 		}
-		if rev, err := rpm.ReadRevision(b); err != nil || rev == "" {
-			t.Errorf("%s: revision %q, %v", dir, rev, err)
-		}
 	}
 }
 
@@ -594,6 +591,11 @@ func TestHostilePrimaryIsRefused(t *testing.T) {
 		"attribute not quoted":   swap(`ver="1"`, `ver=1`),
 		"open tag":               swap("</name>", ""),
 		"crossed tags":           swap("</name><arch>noarch</arch>", "<arch></name></arch>"),
+		"marks in a value":       swap(`epoch="0"`, `epoch="`+strings.Repeat(">", 60<<10)+`"`),
+		"marks in many values":   primaryXML(strings.Repeat(`<x a="`+strings.Repeat(">", 60<<10)+`"/>`, 20)),
+		"marks in a comment":     primaryXML("<!--" + strings.Repeat(">-", 1<<20)),
+		"marks in CDATA":         swap("<description>d", "<description><![CDATA["+strings.Repeat("]>", 1<<20)),
+		"instructions":           strings.Repeat("<?>", 1<<20),
 		"cut":                    primaryXML(goodPackage)[:600],
 		"nested":                 primaryXML(strings.Repeat("<package>", 100)),
 		"nested in a package":    swap("<description>d", strings.Repeat("<a>", 100)),

@@ -51,39 +51,37 @@ func checkSum(algo, sum string) bool {
 	return err == nil && len(sum) == sumSizes[algo]
 }
 
-// readRepomd reads the revision and the files of a repomd.xml, unchecked.
-func readRepomd(b []byte) (revision string, out []Data, err error) {
+// readRepomd reads the files of a repomd.xml, unchecked.
+func readRepomd(b []byte) (out []Data, err error) {
 	if len(b) > maxRepomd {
-		return "", nil, badMeta("a repomd.xml of %d bytes", len(b))
+		return nil, badMeta("a repomd.xml of %d bytes", len(b))
 	}
 	x := newScanner(bytes.NewReader(b))
 	root, err := x.element()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if string(root.name) != "repomd" || root.end {
-		return "", nil, badMeta("repomd.xml starts with %.40q", root.name)
+		return nil, badMeta("repomd.xml starts with %.40q", root.name)
 	}
 	err = x.children(root, func(t tag) (err error) {
-		switch string(t.name) {
-		case "revision":
-			revision, err = x.word(t)
-		case "data":
-			if len(out) == maxData {
-				return badMeta("repomd.xml names over %d files", maxData)
-			}
-			var d Data
-			if d.Type, err = t.attr("type"); err == nil {
-				err = x.children(t, func(t tag) error { return d.field(x, t) })
-			}
-			out = append(out, d)
+		if string(t.name) != "data" {
+			return nil
 		}
+		if len(out) == maxData {
+			return badMeta("repomd.xml names over %d files", maxData)
+		}
+		var d Data
+		if d.Type, err = t.attr("type"); err == nil {
+			err = x.children(t, func(t tag) error { return d.field(x, t) })
+		}
+		out = append(out, d)
 		return err
 	})
 	if err == nil {
 		err = x.tail()
 	}
-	return revision, out, err
+	return out, err
 }
 
 // field takes one of the elements of a file of repomd.xml.
@@ -129,18 +127,11 @@ func (d *Data) field(x *scanner, t tag) error {
 	return nil
 }
 
-// ReadRevision is the revision of a repomd.xml: a number that rises, as a rule the time of
-// its making in seconds, or any text.
-func ReadRevision(b []byte) (string, error) {
-	revision, _, err := readRepomd(b)
-	return revision, err
-}
-
 // ReadRepomd reads a repomd.xml of at most 1 MiB. Every file has a location below the
 // root and a digest of a known algorithm, no type comes twice, and a primary file is there.
 // Errors have code repodata or repodata_location.
 func ReadRepomd(b []byte) ([]Data, error) {
-	_, out, err := readRepomd(b)
+	out, err := readRepomd(b)
 	if err != nil {
 		return nil, err
 	}

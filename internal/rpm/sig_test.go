@@ -228,12 +228,15 @@ func TestReplaceKeepsWhatRPMSigned(t *testing.T) {
 		}
 		p := read(t, b)
 		if tags[0] == rpm.SigVerity {
-			// What would run gpg puts a signature there that is ready.
-			sig := filepath.Join(home, "sig")
+			// In gpg's place a script hands out a signature that is ready.
+			sig, script := filepath.Join(home, "sig"), filepath.Join(home, "gpg.sh")
 			if err := os.WriteFile(sig, signature(t, old, p.Header.Raw()), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if out, err := rpmCommand(t, home, "rpmsign", "--define", "_gpg_name any", "--define", "__gpg /bin/cp", "--define", "__gpg_sign_cmd /bin/cp cp "+sig+" %{__signature_filename}", "--addsign", "--signverity",
+			if err := os.WriteFile(script, []byte("cat >/dev/null; cp '"+sig+"' \"$1\"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := rpmCommand(t, home, "rpmsign", "--define", "_gpg_name any", "--define", "__gpg /bin/sh", "--define", "__gpg_sign_cmd /bin/sh sh "+script+" %{__signature_filename}", "--addsign", "--signverity",
 				"--fskpath", filepath.Join(home, "key.pem"), "--certpath", filepath.Join(home, "cert.pem"), file).CombinedOutput(); err != nil {
 				t.Fatalf("%s: rpmsign: %v: %s", name, err, out)
 			}
