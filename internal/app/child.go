@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,13 +107,15 @@ func client(base, token, caFile string) (*web.Client, error) {
 	return &web.Client{Base: strings.TrimSuffix(base, "/"), Token: token, HTTP: &http.Client{Transport: tr}}, nil
 }
 
+// loopbackURL tells whether a URL leads to this machine. The name is compared whole:
+// "localhost.example.org" begins in the same way.
 func loopbackURL(u string) bool {
-	for _, p := range []string{"http://127.", "http://localhost", "http://[::1]"} {
-		if strings.HasPrefix(u, p) {
-			return true
-		}
+	p, err := url.Parse(u)
+	if err != nil {
+		return false
 	}
-	return false
+	ip := net.ParseIP(p.Hostname())
+	return p.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // member makes the client of a builder or signer: with the token in its directory, or with
