@@ -34,6 +34,7 @@ func (s *Store) Routes(srv *web.Server) {
 	const tag = "repo"
 	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", s.snapshotFile)
 	srv.HandleFunc("GET /channels/{name}/{tree}/mirrorlist", s.mirrorList)
+	srv.HandleFunc("GET /channels/{name}/at/{id}/{tree}/{path...}", s.channelFile)
 	srv.HandleFunc("GET /channels/{name}/{tree}/{path...}", s.channelFile)
 	srv.HandleFunc("GET /channels/{file}", s.repoFile)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots", ID: "snapshot-list", Summary: "List snapshots, newest first", Tag: tag},

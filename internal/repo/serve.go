@@ -54,15 +54,22 @@ func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 
 // channelFile serves a file of a channel. repomd.xml and its signature are the present
 // snapshot's; everything else has a name that says what is in it, and stays reachable after
-// the channel moved: whoever has read an old repomd.xml gets all that it names.
+// the channel moved: whoever has read an old repomd.xml gets all that it names. An address
+// with at/ID in it is pinned: its repomd.xml stays that of the snapshot.
 func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
-	name, tree, path := r.PathValue("name"), r.PathValue("tree"), r.PathValue("path")
+	name, tree, path, pin := r.PathValue("name"), r.PathValue("tree"), r.PathValue("path"), r.PathValue("id")
 	moving := path == "repodata/repomd.xml" || path == "repodata/repomd.xml.asc"
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
 		c, err := channelAt(tx, name, event.Now)
 		if err != nil {
 			return err
+		}
+		if pin != "" {
+			err := tx.QueryRow("SELECT snapshot FROM repo_channel WHERE name = $1 AND snapshot = $2 LIMIT 1", name, pin).Scan(&c.Snapshot)
+			if err != nil {
+				return err
+			}
 		}
 		if f, err = lookup(tx, c.Snapshot, tree, path); err == nil || !db.NoRow(err) || moving {
 			return err
@@ -83,7 +90,7 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.serve(w, r, f, !moving)
+	return s.serve(w, r, f, pin != "" || !moving)
 }
 
 func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool) error {
@@ -131,9 +138,9 @@ func base(r *http.Request) string {
 	return scheme + "://" + r.Host
 }
 
-// mirrorList names one mirror of a channel's tree: the present snapshot. dnf reads repomd.xml
-// and its signature by two requests, and a channel may move between them; what is in a
-// snapshot never moves.
+// mirrorList names one mirror of a channel's tree: itself, pinned to the present snapshot. dnf
+// reads repomd.xml and its signature by two requests, and a channel may move between them. It
+// asks for the list again before it gets packages: those of older snapshots are there too.
 func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
 	c, err := s.Channel(r.Context(), r.PathValue("name"), "")
 	if err != nil {
@@ -141,7 +148,7 @@ func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
-	_, err = fmt.Fprintf(w, "%s/snapshots/%s/%s/\n", base(r), c.Snapshot, r.PathValue("tree"))
+	_, err = fmt.Fprintf(w, "%s/channels/%s/at/%s/%s/\n", base(r), c.Name, c.Snapshot, r.PathValue("tree"))
 	return err
 }
 
