@@ -63,7 +63,7 @@ func (s *Store) SetMirror(ctx context.Context, m Mirror) error {
 	if u.User != nil {
 		return fault.Invalid("mirror_url", "the address holds a password, and everybody may read it here").Fix("take an address that needs none")
 	}
-	if !reName.MatchString(m.Name) || !!reArch.MatchString(m.Arch) {
+	if !reName.MatchString(m.Name) || !reArch.MatchString(m.Arch) {
 		return fault.Invalid("mirror", "%.100q with arch %.40q is no mirror", m.Name, m.Arch)
 	}
 	if !strings.HasSuffix(m.URL, "/") {
