@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -28,6 +29,7 @@ type Actor struct {
 	Name   string
 	Role   string
 	Scopes []string // of the token; empty means all that the role has
+	Token  int64    // number of the token, 0 for none
 }
 
 // String is the name that the ledger writes: "alice", "builder:b1".
@@ -82,13 +84,8 @@ func (a Actor) May(right, subject string) bool {
 	}
 	match := func(pattern string) bool {
 		r, subj, narrowed := strings.Cut(pattern, ":")
-		if r != "*" && r != right {
-			if p, ok := strings.CutSuffix(r, "*"); !ok || !strings.HasPrefix(right, p) {
-				return false
-			}
-		}
-		if !narrowed {
-			return true
+		if !covers(r, right) || !narrowed {
+			return covers(r, right)
 		}
 		ok, err := path.Match(subj, subject)
 		return ok && err == nil
@@ -97,6 +94,36 @@ func (a Actor) May(right, subject string) bool {
 		return false
 	}
 	return len(a.Scopes) == 0 || slices.ContainsFunc(a.Scopes, match)
+}
+
+// covers tells whether a right, or a pattern of rights, takes in another.
+func covers(pattern, right string) bool {
+	p, ok := strings.CutSuffix(pattern, "*")
+	return pattern == right || ok && strings.HasPrefix(right, p)
+}
+
+// mayGive tells whether a token with these scopes may make one with others: never a wider one.
+func mayGive(have, give []string) bool {
+	if len(have) == 0 {
+		return true
+	}
+	return len(give) > 0 && !slices.ContainsFunc(give, func(g string) bool {
+		gr, gs, _ := strings.Cut(g, ":")
+		return !slices.ContainsFunc(have, func(h string) bool {
+			hr, hs, narrowed := strings.Cut(h, ":")
+			return covers(hr, gr) && (!narrowed || hs == gs)
+		})
+	})
+}
+
+var reScope = regexp.MustCompile(`^(\*|[a-z]+\.(\*|[a-z]+))(:[!-~]{1,200})?$`)
+
+func checkScope(s string) error {
+	_, subj, _ := strings.Cut(s, ":")
+	if _, err := path.Match(subj, ""); err != nil || !reScope.MatchString(s) {
+		return fault.Invalid("scope", "%.100q is no scope", s).Fix("give a right such as pkg.push or pkg.*, or a right and subjects: pkg.push:rpms/hello*")
+	}
+	return nil
 }
 
 // Need fails unless the actor of ctx may do right on subject.

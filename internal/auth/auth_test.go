@@ -3,6 +3,7 @@ package auth_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"drover/internal/db/dbtest"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/web"
 )
 
 func each(t *testing.T, fn func(t *testing.T, s *auth.Store, admin context.Context)) {
@@ -202,6 +204,203 @@ func TestRequest(t *testing.T) {
 			}
 			if got != want {
 				t.Errorf("%q: got %s want %s", header, got, want)
+			}
+		}
+	})
+}
+
+func TestAdminsCannotLockEverybodyOut(t *testing.T) {
+	each(t, func(t *testing.T, s *auth.Store, admin context.Context) {
+		refused := func(what string, err error) {
+			t.Helper()
+			if fault.Code(err) != "last_admin" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		refused("the only token ends", s.Revoke(admin, 1))
+		refused("the only admin is disabled", s.SetPerson(admin, "admin", "", ""))
+		refused("the only admin steps down", s.SetPerson(admin, "admin", "viewer", ""))
+		if err := s.SetPerson(admin, "bob", "admin", ""); err != nil {
+			t.Fatal(err)
+		}
+		refused("the other admin has no token", s.SetPerson(admin, "admin", "viewer", ""))
+		if _, err := s.NewToken(admin, "bob", "", []string{"pkg.*"}, 0); err != nil {
+			t.Fatal(err)
+		}
+		refused("the other admin's token is narrow", s.SetPerson(admin, "admin", "viewer", ""))
+		short, err := s.NewToken(admin, "bob", "", nil, time.Microsecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused("the other admin's token has expired", s.SetPerson(admin, "admin", "viewer", ""))
+		if err := s.Revoke(admin, short.ID); err != nil {
+			t.Errorf("an expired token cannot be ended: %v", err)
+		}
+		if _, err := s.NewToken(admin, "bob", "", nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Revoke(admin, 1), s.SetPerson(admin, "admin", "", "")); err != nil {
+			t.Errorf("with another admin: %v", err)
+		}
+	})
+}
+
+func TestWhoComesBackGetsNewTokens(t *testing.T) {
+	each(t, func(t *testing.T, s *auth.Store, admin context.Context) {
+		if err := s.SetPerson(admin, "eve", "packager", "first"); err != nil {
+			t.Fatal(err)
+		}
+		tok, err := s.NewToken(admin, "eve", "", nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.SetPerson(admin, "eve", "releaser", ""), s.SetPerson(admin, "eve", "", ""), s.SetPerson(admin, "eve", "packager", "")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Authenticate(t.Context(), tok.Secret); fault.Code(err) != "token_bad" {
+			t.Errorf("the token of before the leave: %v", err)
+		}
+		if err := s.SetPerson(admin, "eve", "packager", "another note"); err != nil {
+			t.Fatal(err)
+		}
+		ps, err := s.People(admin)
+		if err != nil || len(ps) != 2 || ps[1].Note != "another note" {
+			t.Errorf("people: %+v, %v", ps, err)
+		}
+	})
+}
+
+func TestNoTokenMakesAWiderOne(t *testing.T) {
+	each(t, func(t *testing.T, s *auth.Store, admin context.Context) {
+		a := auth.From(admin)
+		a.Scopes = []string{"auth.token", "pkg.*", "build.submit:rpms/hello"}
+		narrow := auth.With(t.Context(), a)
+		for _, c := range []struct {
+			scopes []string
+			want   string
+		}{
+			{nil, "denied"},
+			{[]string{"*"}, "denied"},
+			{[]string{"auth.*"}, "denied"},
+			{[]string{"auth.person"}, "denied"},
+			{[]string{"pkg.push", "tag.set"}, "denied"},
+			{[]string{"build.submit"}, "denied"},
+			{[]string{"build.submit:*"}, "denied"},
+			{[]string{"build.submit:rpms/hello"}, ""},
+			{[]string{"pkg.push:rpms/*"}, ""},
+			{[]string{"pkg.*", "auth.token"}, ""},
+			{[]string{""}, "scope"},
+			{[]string{"pkg.push:["}, "scope"},
+			{[]string{"pkg push"}, "scope"},
+			{[]string{strings.Repeat("a", 1000)}, "scope"},
+		} {
+			if _, err := s.NewToken(narrow, "admin", "", c.scopes, 0); fault.Code(err) != c.want {
+				t.Errorf("%q: %v", c.scopes, err)
+			}
+		}
+	})
+}
+
+func TestTicketsExpireAndNameWhoJoins(t *testing.T) {
+	dbtest.Each(t, []db.Schema{event.Schema(), auth.Schema()}, func(t *testing.T, d *db.DB) {
+		s, sys := auth.NewStore(d), auth.AsSystem(t.Context())
+		late, err := s.NewTicket(sys, auth.Signer, "s1", time.Microsecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Join(t.Context(), late); fault.Code(err) != "ticket_bad" || !strings.Contains(err.Error(), "expired") {
+			t.Errorf("an expired ticket: %v", err)
+		}
+		ticket, err := s.NewTicket(sys, auth.Signer, "s1", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Of many at once one gets in.
+		errs := make(chan error, 8)
+		for range cap(errs) {
+			go func() { _, err := s.Join(t.Context(), ticket); errs <- err }()
+		}
+		in := 0
+		for range cap(errs) {
+			if err := <-errs; err == nil {
+				in++
+			} else if fault.Code(err) != "ticket_bad" {
+				t.Error(err)
+			}
+		}
+		if in != 1 {
+			t.Errorf("%d joined by one ticket", in)
+		}
+		if err := d.Read(t.Context(), func(tx *db.Tx) error {
+			es, err := event.List(tx, event.Filter{Kind: "auth.join"})
+			if len(es) != 1 || es[0].Actor != "signer:s1" {
+				t.Errorf("events: %+v", es)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestOverHTTP(t *testing.T) {
+	dbtest.Each(t, []db.Schema{event.Schema(), auth.Schema()}, func(t *testing.T, d *db.DB) {
+		s, sys := auth.NewStore(d), auth.AsSystem(t.Context())
+		srv := web.New(web.Config{Version: "test", Log: slog.New(slog.DiscardHandler), Authenticate: s.Request})
+		s.Routes(srv)
+		ts := httptest.NewServer(srv)
+		defer ts.Close()
+		if err := errors.Join(s.SetPerson(sys, "root", "admin", ""), s.SetPerson(sys, "vic", "viewer", "")); err != nil {
+			t.Fatal(err)
+		}
+		token := func(owner string, ttl time.Duration, scopes ...string) auth.TokenInfo {
+			tok, err := s.NewToken(sys, owner, "", scopes, ttl)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tok
+		}
+		admin, narrow, viewer, expired, revoked := token("root", 0), token("root", 0, "pkg.*"), token("vic", 0), token("root", time.Microsecond), token("root", 0)
+		if err := s.Revoke(sys, revoked.ID); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			name, token, code string
+			status            int
+		}{
+			{"an admin", admin.Secret, "", 0},
+			{"nobody", "", "token_needed", 401},
+			{"a viewer", viewer.Secret, "denied", 403},
+			{"a narrow token", narrow.Secret, "denied", 403},
+			{"an expired token", expired.Secret, "token_bad", 401},
+			{"a revoked token", revoked.Secret, "token_bad", 401},
+			{"a made-up token", "drv_" + strings.Repeat("a", 32), "token_bad", 401},
+		} {
+			err := (&web.Client{Base: ts.URL, Token: c.token}).Call(t.Context(), "GET", "/api/v1/people", nil, nil)
+			if fault.Code(err) != c.code || err != nil && (fault.As(err).Status() != c.status || fault.As(err).Remedy == "") {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+		// What the database holds shows no secret.
+		for _, table := range []string{"auth_token", "auth_person", "event"} {
+			if err := d.Read(t.Context(), func(tx *db.Tx) error {
+				var n int
+				q := "SELECT COUNT(*) FROM " + table + " x WHERE "
+				switch table {
+				case "auth_token":
+					q += "CAST(hash AS TEXT) LIKE $1 OR label LIKE $1 OR scopes LIKE $1"
+				case "auth_person":
+					q += "note LIKE $1 OR name LIKE $1"
+				default:
+					q += "data LIKE $1 OR subject LIKE $1"
+				}
+				err := tx.QueryRow(q, "%"+admin.Secret+"%").Scan(&n)
+				if n > 0 {
+					t.Errorf("%s holds a secret", table)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
 			}
 		}
 	})

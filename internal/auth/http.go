@@ -41,7 +41,7 @@ func (s *Store) Routes(srv *web.Server) {
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/whoami", ID: "whoami", Summary: "Who the token is", Tag: tag},
 		func(ctx context.Context, _ *none) (map[string]any, error) {
 			a := From(ctx)
-			return map[string]any{"name": a.String(), "kind": a.Kind, "role": a.Role, "scopes": a.Scopes}, nil
+			return map[string]any{"name": a.String(), "kind": a.Kind, "role": a.Role, "scopes": a.Scopes, "token": a.Token}, nil
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/people", ID: "person-list", Summary: "List people", Tag: tag},
 		func(ctx context.Context, _ *none) ([]PersonInfo, error) { return s.People(ctx) })
@@ -63,7 +63,7 @@ func (s *Store) Routes(srv *web.Server) {
 				Owner  string   `json:"owner,omitempty"`
 				Label  string   `json:"label,omitempty"`
 				Scopes []string `json:"scopes,omitempty"`
-				TTL    int64    `json:"ttl,omitempty" minimum:"0" doc:"seconds; 0 means no expiry"`
+				TTL    int64    `json:"ttl,omitempty" minimum:"0" maximum:"3153600000" doc:"seconds; 0 means no expiry"`
 			}
 		}) (TokenInfo, error) {
 			return s.NewToken(ctx, in.Body.Owner, in.Body.Label, in.Body.Scopes, time.Duration(in.Body.TTL)*time.Second)
@@ -79,7 +79,7 @@ func (s *Store) Routes(srv *web.Server) {
 			Body struct {
 				Kind Kind   `json:"kind" enum:"builder,signer"`
 				Name string `json:"name"`
-				TTL  int64  `json:"ttl,omitempty" minimum:"0" doc:"seconds; 0 means one hour"`
+				TTL  int64  `json:"ttl,omitempty" minimum:"0" maximum:"2592000" doc:"seconds; 0 means one hour"`
 			}
 		}) (map[string]string, error) {
 			ttl := time.Duration(in.Body.TTL) * time.Second

@@ -39,7 +39,9 @@ func checkName(name string) error {
 }
 
 // newSecret makes a secret of 160 random bits with a prefix that tells what it is. It is
-// stored only as its sha256: there is nothing in it to guess, so no slow hash is needed.
+// stored only as its sha256: there is nothing in it to guess, so no slow hash is needed. It
+// is looked up by that digest, so what a stranger could measure is how far the digest of his
+// guess agrees with a stored one, and he can steer no digest.
 func newSecret(prefix string) (secret string, hash []byte) {
 	b := make([]byte, 20)
 	_, _ = rand.Read(b) // never fails, crypto/rand
@@ -56,8 +58,8 @@ type PersonInfo struct {
 	Since int64  `json:"since" doc:"event that made this state"`
 }
 
-// SetPerson adds a person or changes the role. The role "" disables the person and with
-// it all the person's tokens.
+// SetPerson adds a person or changes the role; a note of "" leaves the note. The role ""
+// disables the person and ends all the person's tokens: whoever comes back gets new ones.
 func (s *Store) SetPerson(ctx context.Context, name, role, note string) error {
 	if err := Need(ctx, "auth.person", name); err != nil {
 		return err
@@ -72,24 +74,23 @@ func (s *Store) SetPerson(ctx context.Context, name, role, note string) error {
 }
 
 func setPerson(tx *db.Tx, name, role, note string) error {
-	var had string
-	err := tx.QueryRow("SELECT role FROM auth_person WHERE name = $1 AND until = 0", name).Scan(&had)
+	var had, noted string
+	err := tx.QueryRow("SELECT role, note FROM auth_person WHERE name = $1 AND until = 0", name).Scan(&had, &noted)
 	if err != nil && !db.NoRow(err) {
 		return err
 	}
-	if had == role {
+	if note == "" {
+		note = noted
+	}
+	if had == role && note == noted {
 		if role == "" {
 			return fault.NotFound("person_unknown", "there is no person %q", name).Fix("see `drover auth person list`")
 		}
 		return nil
 	}
-	if had == "admin" {
-		var others int
-		if err := tx.QueryRow("SELECT COUNT(*) FROM auth_person WHERE role = 'admin' AND until = 0 AND name <> $1", name).Scan(&others); err != nil {
+	if had == "admin" && role != "admin" {
+		if err := stillAdmin(tx, name, 0); err != nil {
 			return err
-		}
-		if others == 0 {
-			return fault.Conflict("last_admin", "%s is the last admin", name).Fix("make another admin first")
 		}
 	}
 	id, err := event.Append(tx, "auth.person", "person/"+name, map[string]string{"role": role, "was": had, "note": note})
@@ -100,9 +101,22 @@ func setPerson(tx *db.Tx, name, role, note string) error {
 		return err
 	}
 	if role == "" {
-		return nil
+		_, err = tx.Exec("UPDATE auth_token SET revoked = $1 WHERE owner = $2 AND kind = 'person' AND revoked = 0", id, name)
+		return err
 	}
 	_, err = tx.Exec("INSERT INTO auth_person (name, role, note, since, until) VALUES ($1, $2, $3, $4, 0)", name, role, note, id)
+	return err
+}
+
+// stillAdmin fails when nobody could act as an admin without a person and a token: nobody
+// could ever let anybody in again.
+func stillAdmin(tx *db.Tx, person string, token int64) error {
+	var others int
+	err := tx.QueryRow(`SELECT COUNT(*) FROM auth_token t JOIN auth_person p ON p.name = t.owner AND p.until = 0 AND p.role = 'admin'
+		WHERE t.kind = 'person' AND t.revoked = 0 AND t.scopes = '[]' AND (t.expires = 0 OR t.expires > $1) AND t.owner <> $2 AND t.id <> $3`, tx.Now(), person, token).Scan(&others)
+	if err == nil && others == 0 {
+		err = fault.Conflict("last_admin", "nobody else could act as an admin then").Fix("make another admin with a token first: `drover auth person set`, `drover auth token create`")
+	}
 	return err
 }
 
@@ -150,6 +164,14 @@ func (s *Store) NewToken(ctx context.Context, owner, label string, scopes []stri
 	}
 	if len(label) > 100 || len(scopes) > 50 || ttl < 0 {
 		return TokenInfo{}, fault.Invalid("token", "a token has a label of at most 100 letters, at most 50 scopes, and no negative lifetime")
+	}
+	for _, sc := range scopes {
+		if err := checkScope(sc); err != nil {
+			return TokenInfo{}, err
+		}
+	}
+	if !mayGive(a.Scopes, scopes) {
+		return TokenInfo{}, fault.Denied("denied", "%s may not make a token that may more than its own", a).Fix("give it scopes out of %s", strings.Join(a.Scopes, ", "))
 	}
 	var t TokenInfo
 	err := s.db.Write(ctx, func(tx *db.Tx) (err error) {
@@ -240,6 +262,13 @@ func (s *Store) Revoke(ctx context.Context, id int64) error {
 		if revoked != 0 {
 			return nil
 		}
+		// Ending any token but the last that can act as an admin leaves one; ending one that
+		// could not act anyway changes nothing.
+		if kind == Person {
+			if err := keepsAdmin(tx, id); err != nil {
+				return err
+			}
+		}
 		ev, err := event.Append(tx, "auth.revoke", string(kind)+"/"+owner, map[string]int64{"token": id})
 		if err != nil {
 			return err
@@ -247,6 +276,14 @@ func (s *Store) Revoke(ctx context.Context, id int64) error {
 		_, err = tx.Exec("UPDATE auth_token SET revoked = $1 WHERE id = $2", ev, id)
 		return err
 	})
+}
+
+// keepsAdmin fails when the token is the last by which anybody acts as an admin.
+func keepsAdmin(tx *db.Tx, token int64) error {
+	if stillAdmin(tx, "", 0) != nil {
+		return nil //nolint:nilerr // there is none to lose
+	}
+	return stillAdmin(tx, "", token)
 }
 
 // Authenticate finds the actor of a token.
@@ -263,7 +300,7 @@ func (s *Store) Authenticate(ctx context.Context, secret string) (Actor, error) 
 	var expires, revoked, now int64
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
 		now = tx.Now()
-		if err := tx.QueryRow("SELECT owner, kind, scopes, expires, revoked FROM auth_token WHERE hash = $1", h[:]).Scan(&a.Name, &a.Kind, &scopes, &expires, &revoked); err != nil {
+		if err := tx.QueryRow("SELECT id, owner, kind, scopes, expires, revoked FROM auth_token WHERE hash = $1", h[:]).Scan(&a.Token, &a.Name, &a.Kind, &scopes, &expires, &revoked); err != nil {
 			return err
 		}
 		a.Role = string(a.Kind) // a builder's rights come from being a builder
@@ -319,12 +356,18 @@ func (s *Store) NewTicket(ctx context.Context, kind Kind, name string, ttl time.
 // builder or signer end: one machine, one identity.
 func (s *Store) Join(ctx context.Context, ticket string) (TokenInfo, error) {
 	h := sha256.Sum256([]byte(ticket))
+	var id, expires, used int64
+	var kind Kind
+	var name string
+	read := func(tx *db.Tx) error {
+		return tx.QueryRow("SELECT id, kind, name, expires, used FROM auth_ticket WHERE hash = $1", h[:]).Scan(&id, &kind, &name, &expires, &used)
+	}
+	if err := s.db.Read(ctx, read); err == nil {
+		ctx = With(ctx, Actor{Kind: kind, Name: name}) // who has the ticket is who it is of
+	}
 	var t TokenInfo
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
-		var id, expires, used int64
-		var kind Kind
-		var name string
-		err := tx.QueryRow("SELECT id, kind, name, expires, used FROM auth_ticket WHERE hash = $1", h[:]).Scan(&id, &kind, &name, &expires, &used)
+		err := read(tx)
 		why := ""
 		switch {
 		case db.NoRow(err):
