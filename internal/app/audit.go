@@ -16,7 +16,7 @@ import (
 // auditVerbs is `drover audit`.
 type auditVerbs struct {
 	event.AuditVerbs `embed:""`
-	Blobs            blobsVerb `cmd:"" help:"Read every stored blob and compare it with its digest."`
+	Blobs            blobsVerb `cmd:"" help:"Read every stored blob and compare it with its digest." example:"drover audit blobs"`
 }
 
 // blobReport is what reading the whole store found.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
@@ -42,20 +43,21 @@ type line struct {
 	CA     string `name:"ca" env:"DROVER_CA" help:"File of a CA to trust beside the system's."`
 	Output string `short:"o" default:"table" enum:"table,json,yaml" help:"Output form: table, json or yaml."`
 
-	Server  serverVerb   `cmd:"" help:"Run the server."`
+	Server  serverVerb   `cmd:"" help:"Run the server." example:"drover server --dir /srv/drover\ndrover server --listen 0.0.0.0:7280 --name drover.example --db postgres://drover@db/drover"`
 	Builder builderVerbs `cmd:"" help:"Run a builder, or look after builders."`
 	Signer  signerVerbs  `cmd:"" help:"Run the signer."`
-	Login   loginVerb    `cmd:"" help:"Remember a server and a token."`
-	Doctor  doctorVerb   `cmd:"" help:"Name what this machine lacks."`
-	Status  statusVerb   `cmd:"" help:"What runs, what waits."`
+	Login   loginVerb    `cmd:"" help:"Remember a server and a token." example:"drover login https://drover.example:7280\ndrover login http://127.0.0.1:7280 --token-file token"`
+	Logout  logoutVerb   `cmd:"" help:"Forget the server and the token." example:"drover logout --revoke"`
+	Doctor  doctorVerb   `cmd:"" help:"Name what this machine lacks." example:"drover doctor --dir /srv/drover"`
+	Status  statusVerb   `cmd:"" help:"What runs, what waits." example:"drover status"`
 
 	Pkg struct {
 		distgit.Verbs `embed:""`
-		Build         build.Submit `cmd:"" help:"Build a package; the same as: drover build submit."`
+		Build         build.Submit `cmd:"" help:"Build a package; the same as: drover build submit." example:"drover pkg build hello --target stream-10 --follow"`
 	} `cmd:"" help:"Packages: repositories and sources."`
 	Build struct {
 		build.Verbs `embed:""`
-		Shell       shellVerb `cmd:"" help:"On a builder: open a shell in the root of a failed task."`
+		Shell       shellVerb `cmd:"" help:"On a builder: open a shell in the root of a failed task." example:"drover build shell 42"`
 	} `cmd:"" help:"Builds."`
 	Task     build.TaskVerbs     `cmd:"" help:"Tasks."`
 	Tag      release.TagVerbs    `cmd:"" help:"Tags: sets of builds."`
@@ -64,23 +66,22 @@ type line struct {
 	Snapshot repo.SnapshotVerbs  `cmd:"" help:"Snapshots: immutable sets of packages."`
 	Channel  repo.ChannelVerbs   `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
 	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
-	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer."`
-	Events   event.Verb          `cmd:"" help:"The ledger."`
+	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`
+	Events   event.Verb          `cmd:"" help:"The ledger." example:"drover events --follow\ndrover events --kind build. --subject build/7"`
 	Audit    auditVerbs          `cmd:"" help:"Prove that ledger and stored bytes were not changed."`
 	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
-		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages."`
-		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine."`
+		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream"`
+		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine." example:"drover dev demo --once"`
 	} `cmd:"" help:"For tests and demonstrations."`
-	Version versionVerb `cmd:"" help:"Print the version."`
+	Version versionVerb `cmd:"" help:"Print the version." example:"drover version"`
 }
 
 // Main runs a command line and returns the exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
 	var l line
 	exit := -1
-	p, err := kong.New(&l, kong.Name("drover"), kong.Description("Builds, ships and runs fleets of CentOS Stream machines.\n\nExamples:\n  drover server --dir /srv/drover\n  drover pkg clone hello\n  drover pkg build hello --target stream-10 --follow\n  drover why /usr/bin/hello"),
-		kong.Writers(out, errw), kong.Exit(func(c int) { exit = c }), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	p, err := parser(&l, out, errw, func(c int) { exit = c })
 	if err != nil {
 		fmt.Fprintln(errw, "drover:", err)
 		return 1
@@ -90,7 +91,16 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		return exit
 	}
 	if err != nil {
-		fmt.Fprintln(errw, "drover:", err)
+		cmd := "drover"
+		var pe *kong.ParseError
+		if errors.As(err, &pe) && pe.Context != nil {
+			for _, t := range pe.Context.Path {
+				if t.Command != nil {
+					cmd += " " + t.Command.Name
+				}
+			}
+		}
+		fmt.Fprintf(errw, "drover: %v\n  see `%s --help`\n  (usage)\n", err, cmd)
 		return 2
 	}
 	e := &cli.Env{Ctx: ctx, In: in, Out: out, Err: errw, Format: l.Output, Version: Version}
@@ -122,6 +132,26 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	}
 	fmt.Fprintf(errw, "  (%s)\n", f.Code)
 	return fault.ExitCode(err)
+}
+
+// parser makes the parser of the command line.
+func parser(l *line, out, errw io.Writer, exit func(int)) (*kong.Kong, error) {
+	p, err := kong.New(l, kong.Name("drover"), kong.Description("Builds, ships and runs fleets of CentOS Stream machines.\n\nExamples:\n  drover server --dir /srv/drover\n  drover pkg clone hello\n  drover pkg build hello --target stream-10 --follow\n  drover why /usr/bin/hello"),
+		kong.Writers(out, errw), kong.Exit(exit), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	if err == nil {
+		examples(p.Model.Node)
+	}
+	return p, err
+}
+
+// examples shows the tag "example" of each verb, a command line a line, in its help.
+func examples(n *kong.Node) {
+	for _, c := range n.Children {
+		examples(c)
+		if ex := c.Tag.Get("example"); ex != "" {
+			c.Detail = "Example:\n\n  " + strings.ReplaceAll(ex, "\n", "\n  ")
+		}
+	}
 }
 
 // login is what `drover login` remembers.
@@ -215,6 +245,31 @@ func (v loginVerb) Run(e *cli.Env, l *line) error {
 	return nil
 }
 
+type logoutVerb struct {
+	Revoke bool `help:"End the token on the server too, for every machine that uses it."`
+}
+
+// Run forgets the login.
+func (v logoutVerb) Run(e *cli.Env) error {
+	if v.Revoke {
+		var who struct{ Token int64 }
+		if err := e.Client.Call(e.Ctx, "GET", "/api/v1/whoami", nil, &who); err != nil {
+			return err
+		}
+		if who.Token == 0 {
+			return fault.Unauthorized("token_needed", "you are not logged in to %s", e.Client.Base)
+		}
+		if err := e.Client.Call(e.Ctx, "DELETE", fmt.Sprintf("/api/v1/tokens/%d", who.Token), nil, nil); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(loginFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	e.Say("logged out")
+	return nil
+}
+
 type serverVerb struct {
 	Config    string   `help:"Configuration file." type:"existingfile"`
 	Dir       string   `help:"Data directory." type:"path"`
@@ -280,7 +335,7 @@ func logger(w io.Writer, debug bool) *slog.Logger {
 }
 
 type builderVerbs struct {
-	Run             builderRun `cmd:"" help:"Run a builder."`
+	Run             builderRun `cmd:"" help:"Run a builder." example:"DROVER_TICKET=drt_… drover builder run --url https://drover.example:7280 --dir /srv/builder"`
 	build.HostVerbs `embed:""`
 }
 
@@ -320,9 +375,9 @@ func (v shellVerb) Run(e *cli.Env) error {
 }
 
 type signerVerbs struct {
-	Run    signerRun    `cmd:"" help:"Run the signer."`
-	Create signerCreate `cmd:"" help:"On the signer's machine: make a key. A signer that runs takes it up at once."`
-	Verify signerVerify `cmd:"" help:"Check that no line of the signer's log was changed."`
+	Run    signerRun    `cmd:"" help:"Run the signer." example:"DROVER_TICKET=drt_… drover signer run --url https://drover.example:7280 --dir /srv/signer"`
+	Create signerCreate `cmd:"" help:"On the signer's machine: make a key. A signer that runs takes it up at once." example:"drover signer create stream-10 --dir /srv/signer --tag 'stream-10*'"`
+	Verify signerVerify `cmd:"" help:"Check that no line of the signer's log was changed." example:"drover signer verify --dir /srv/signer"`
 }
 
 type signerRun struct {

@@ -8,22 +8,23 @@ import (
 	"time"
 
 	"drover/internal/cli"
+	"drover/internal/fault"
 )
 
 // Verbs is `drover auth`.
 type Verbs struct {
-	Whoami whoami `cmd:"" help:"Who the token is."`
+	Whoami whoami `cmd:"" help:"Who the token is." example:"drover auth whoami"`
 	Person struct {
-		List    personList    `cmd:"" help:"List people."`
-		Set     personSet     `cmd:"" help:"Add a person or change the role."`
-		Disable personDisable `cmd:"" help:"Disable a person and all the person's tokens."`
+		List    personList    `cmd:"" help:"List people." example:"drover auth person list"`
+		Set     personSet     `cmd:"" help:"Add a person or change the role." example:"drover auth person set alice --role packager --note 'Alice Doe'"`
+		Disable personDisable `cmd:"" help:"Disable a person and all the person's tokens." example:"drover auth person disable alice"`
 	} `cmd:"" help:"People and their roles."`
 	Token struct {
-		List   tokenList   `cmd:"" help:"List tokens."`
-		Create tokenCreate `cmd:"" help:"Make a token; the secret is printed once."`
-		Revoke tokenRevoke `cmd:"" help:"End a token at once."`
+		List   tokenList   `cmd:"" help:"List tokens." example:"drover auth token list"`
+		Create tokenCreate `cmd:"" help:"Make a token; the secret is printed once." example:"drover auth token create --label laptop --ttl 720h\ndrover auth token create --owner ci --scope pkg.push:rpms/hello --scope build.submit"`
+		Revoke tokenRevoke `cmd:"" help:"End a token at once." example:"drover auth token revoke 7"`
 	} `cmd:"" help:"API tokens."`
-	Ticket ticketCreate `cmd:"" help:"Make a single-use ticket by which a builder or signer joins."`
+	Ticket ticketCreate `cmd:"" help:"Make a single-use ticket by which a builder or signer joins." example:"drover auth ticket builder b1 --ttl 15m"`
 }
 
 type whoami struct{}
@@ -107,6 +108,9 @@ type tokenCreate struct {
 
 // Run makes a token.
 func (c tokenCreate) Run(e *cli.Env) error {
+	if c.TTL != 0 && c.TTL < time.Second {
+		return fault.Invalid("token", "a token does not live for %s", c.TTL).Fix("give a second or more, or no --ttl for one that does not expire")
+	}
 	var out TokenInfo
 	in := map[string]any{"owner": c.Owner, "label": c.Label, "scopes": c.Scope, "ttl": int64(c.TTL.Seconds())}
 	if c.Scope == nil {

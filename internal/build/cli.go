@@ -16,25 +16,25 @@ import (
 
 // Verbs is `drover build`.
 type Verbs struct {
-	Submit submit `cmd:"" help:"Build a package from git, or a source RPM file."`
-	List   list   `cmd:"" help:"List builds, newest first."`
-	Show   show   `cmd:"" help:"A build with its tasks and packages."`
-	Log    logs   `cmd:"" help:"Print a log of a build's task."`
-	Cancel cancel `cmd:"" help:"Cancel a build."`
-	Verify verify `cmd:"" help:"Build a build again and say whether the result is the same."`
+	Submit submit `cmd:"" help:"Build a package from git, or a source RPM file." example:"drover build submit hello --target stream-10 --wait\ndrover build submit hello-1.0-1.src.rpm --target stream-10 --scratch"`
+	List   list   `cmd:"" help:"List builds, newest first." example:"drover build list --package hello --state failed"`
+	Show   show   `cmd:"" help:"A build with its tasks and packages." example:"drover build show 7\ndrover build show hello-1.0-1.el10"`
+	Log    logs   `cmd:"" help:"Print a log of a build's task." example:"drover build log 7 --follow\ndrover build log hello-1.0-1.el10 root.log"`
+	Cancel cancel `cmd:"" help:"Cancel a build." example:"drover build cancel 7 --reason 'wrong branch'"`
+	Verify verify `cmd:"" help:"Build a build again and say whether the result is the same." example:"drover build verify hello-1.0-1.el10"`
 }
 
 // TaskVerbs is `drover task`.
 type TaskVerbs struct {
-	List taskList `cmd:"" help:"Tasks that are not done."`
-	Show taskShow `cmd:"" help:"A task with its logs."`
+	List taskList `cmd:"" help:"Tasks that are not done." example:"drover task list"`
+	Show taskShow `cmd:"" help:"A task with its logs." example:"drover task show 42"`
 }
 
 // HostVerbs is the part of `drover builder` that speaks of builders.
 type HostVerbs struct {
-	List    hostList    `cmd:"" help:"List builders."`
-	Enable  hostEnable  `cmd:"" help:"Let a builder have tasks."`
-	Disable hostDisable `cmd:"" help:"Give a builder no more tasks; what it holds it finishes."`
+	List    hostList    `cmd:"" help:"List builders." example:"drover builder list"`
+	Enable  hostEnable  `cmd:"" help:"Let a builder have tasks." example:"drover builder enable b1"`
+	Disable hostDisable `cmd:"" help:"Give a builder no more tasks; what it holds it finishes." example:"drover builder disable b1 --note 'disk is swapped'"`
 }
 
 type waiting struct {

@@ -25,15 +25,15 @@ import (
 
 // Verbs is `drover pkg`, but for `build`.
 type Verbs struct {
-	Create     create     `cmd:"" help:"Make a repository."`
-	List       list       `cmd:"" help:"List repositories."`
-	Show       show       `cmd:"" help:"A repository with its branches, rules and pushes."`
-	Rule       rule       `cmd:"" help:"Set the rule of a pattern of branches."`
-	Clone      clone      `cmd:"" help:"Clone a repository; git uses your drover token."`
-	NewSources newSources `cmd:"" help:"Upload source files and write the sources file."`
-	Sources    sources    `cmd:"" help:"Download the files that the sources file names."`
-	SRPM       srpm       `cmd:"" name:"srpm" help:"Make a source RPM of the checkout."`
-	Credential credential `cmd:"" hidden:"" help:"Git's credential helper."`
+	Create     create     `cmd:"" help:"Make a repository." example:"drover pkg create hello --note 'greets people'"`
+	List       list       `cmd:"" help:"List repositories." example:"drover pkg list kernel"`
+	Show       show       `cmd:"" help:"A repository with its branches, rules and pushes." example:"drover pkg show hello"`
+	Rule       rule       `cmd:"" help:"Set the rule of a pattern of branches." example:"drover pkg rule hello 'stream-*' --only alice --only bob"`
+	Clone      clone      `cmd:"" help:"Clone a repository; git uses your drover token." example:"drover pkg clone hello"`
+	NewSources newSources `cmd:"" help:"Upload source files and write the sources file." example:"drover pkg new-sources hello-1.0.tar.gz"`
+	Sources    sources    `cmd:"" help:"Download the files that the sources file names." example:"drover pkg sources"`
+	SRPM       srpm       `cmd:"" name:"srpm" help:"Make a source RPM of the checkout." example:"drover pkg srpm --define dist=.el10"`
+	Credential credential `cmd:"" hidden:"" help:"Git's credential helper." example:"drover pkg credential get"`
 }
 
 func full(name string) string {

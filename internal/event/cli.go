@@ -28,6 +28,17 @@ func line(w io.Writer, e Event) {
 	fmt.Fprintf(w, "%6d  %s  %-16s %-16s %-28s %s\n", e.ID, e.At.Format(time.DateTime), e.Actor, e.Kind, e.Subject, e.Data)
 }
 
+// one prints an event of a stream: in JSON a line, in YAML a document.
+func one(e *cli.Env, x Event) error {
+	switch e.Format {
+	case "json":
+		return json.NewEncoder(e.Out).Encode(x)
+	case "yaml":
+		fmt.Fprintln(e.Out, "---")
+	}
+	return e.Show(x, func(w io.Writer) { line(w, x) })
+}
+
 // Run prints events, newest last.
 func (v Verb) Run(e *cli.Env) error {
 	q := url.Values{"limit": {strconv.Itoa(v.Limit)}, "kind": {v.Kind}, "subject": {v.Subject}, "actor": {v.Actor}}
@@ -45,19 +56,27 @@ func (v Verb) Run(e *cli.Env) error {
 			es[i], es[j] = es[j], es[i]
 		}
 	}
-	err := e.Show(es, func(w io.Writer) {
-		for _, x := range es {
-			line(w, x)
+	if !v.Follow {
+		return e.Show(es, func(w io.Writer) {
+			for _, x := range es {
+				line(w, x)
+			}
+		})
+	}
+	for _, x := range es {
+		if err := one(e, x); err != nil {
+			return err
 		}
-	})
-	if err != nil || !v.Follow {
-		return err
 	}
 	after := v.After
 	if len(es) > 0 {
 		after = es[len(es)-1].ID
 	}
-	resp, err := e.Client.Do(e.Ctx, "GET", "/api/v1/events/follow?"+url.Values{"after": {strconv.FormatInt(after, 10)}, "kind": {v.Kind}}.Encode(), nil, nil)
+	// Whoever follows stops by an interrupt: that is a good end.
+	resp, err := e.Client.Do(e.Ctx, "GET", "/api/v1/events/follow?"+url.Values{"after": {strconv.FormatInt(after, 10)}, "kind": {v.Kind}, "subject": {v.Subject}, "actor": {v.Actor}}.Encode(), nil, nil)
+	if e.Ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -69,10 +88,8 @@ func (v Verb) Run(e *cli.Env) error {
 		if err := json.Unmarshal(sc.Bytes(), &x); err != nil {
 			return err
 		}
-		if e.Format == "json" {
-			fmt.Fprintln(e.Out, sc.Text())
-		} else {
-			line(e.Out, x)
+		if err := one(e, x); err != nil {
+			return err
 		}
 	}
 	if e.Ctx.Err() != nil {
@@ -83,7 +100,7 @@ func (v Verb) Run(e *cli.Env) error {
 
 // AuditVerbs is `drover audit`.
 type AuditVerbs struct {
-	Verify auditVerify `cmd:"" help:"Check that no line of the ledger was changed, removed or put in."`
+	Verify auditVerify `cmd:"" help:"Check that no line of the ledger was changed, removed or put in." example:"drover audit verify\ndrover audit verify --head 4711:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`
 }
 
 type auditVerify struct {

@@ -52,11 +52,12 @@ func Routes(srv *web.Server, d *db.DB, need func(ctx context.Context, right, sub
 			return Verify(ctx, d, in.Body.Known)
 		})
 	srv.HandleFunc("GET /api/v1/events/follow", func(w http.ResponseWriter, r *http.Request) error {
-		after, err := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
+		q := r.URL.Query()
+		after, err := strconv.ParseInt(q.Get("after"), 10, 64)
 		if err != nil {
 			return fault.Invalid("after", "the query has no event number after which to follow").Fix("add ?after=0 to follow from the beginning")
 		}
-		kind := r.URL.Query().Get("kind")
+		kind := q.Get("kind")
 		if len(kind) > 100 || strings.Trim(kind, "abcdefghijklmnopqrstuvwxyz_.") != "" {
 			return fault.Invalid("kind", "%.100q is no kind of event", kind)
 		}
@@ -64,7 +65,7 @@ func Routes(srv *web.Server, d *db.DB, need func(ctx context.Context, right, sub
 		rc := http.NewResponseController(w)
 		enc := json.NewEncoder(w)
 		_ = rc.Flush()
-		_ = Follow(r.Context(), d, Filter{After: after, Kind: kind}, func(es []Event) error {
+		_ = Follow(r.Context(), d, Filter{After: after, Kind: kind, Subject: q.Get("subject"), Actor: q.Get("actor")}, func(es []Event) error {
 			for _, e := range es {
 				if err := enc.Encode(e); err != nil {
 					return err

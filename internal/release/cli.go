@@ -13,17 +13,17 @@ import (
 
 // TagVerbs is `drover tag`.
 type TagVerbs struct {
-	List   tagList   `cmd:"" help:"List tags."`
-	Show   tagShow   `cmd:"" help:"A tag with the latest build of each package."`
-	Set    tagSet    `cmd:"" help:"Make a tag, or change what is given."`
-	Build  tagBuild  `cmd:"" help:"Put a build into a tag."`
-	Remove tagRemove `cmd:"" help:"Take a build out of a tag."`
+	List   tagList   `cmd:"" help:"List tags." example:"drover tag list"`
+	Show   tagShow   `cmd:"" help:"A tag with the latest build of each package." example:"drover tag show stream-10\ndrover tag show stream-10 --at 2026-11-24T03:00:00Z"`
+	Set    tagSet    `cmd:"" help:"Make a tag, or change what is given." example:"drover tag set stream-10 --arch x86_64 --key stream-10 --mirror baseos --macro dist=.el10"`
+	Build  tagBuild  `cmd:"" help:"Put a build into a tag." example:"drover tag build stream-10 hello-1.0-1.el10"`
+	Remove tagRemove `cmd:"" help:"Take a build out of a tag." example:"drover tag remove stream-10 hello-1.0-1.el10"`
 }
 
 // TargetVerbs is `drover target`.
 type TargetVerbs struct {
-	List targetList `cmd:"" help:"List targets."`
-	Set  targetSet  `cmd:"" help:"Make a target or change it."`
+	List targetList `cmd:"" help:"List targets." example:"drover target list"`
+	Set  targetSet  `cmd:"" help:"Make a target or change it." example:"drover target set stream-10 --build-tag stream-10-build --dest-tag stream-10"`
 }
 
 type tagList struct{}

@@ -204,23 +204,23 @@ func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
 
 // SnapshotVerbs is `drover snapshot`.
 type SnapshotVerbs struct {
-	List snapshotList `cmd:"" help:"List snapshots, newest first."`
-	Show snapshotShow `cmd:"" help:"A snapshot with its packages."`
-	Diff snapshotDiff `cmd:"" help:"What differs between two snapshots."`
+	List snapshotList `cmd:"" help:"List snapshots, newest first." example:"drover snapshot list --source stream-10"`
+	Show snapshotShow `cmd:"" help:"A snapshot with its packages." example:"drover snapshot show c837ea6f9858"`
+	Diff snapshotDiff `cmd:"" help:"What differs between two snapshots." example:"drover snapshot diff c837ea6f9858 f08ede2d2de4"`
 }
 
 // ChannelVerbs is `drover channel`.
 type ChannelVerbs struct {
-	List    channelList    `cmd:"" help:"List channels."`
-	History channelHistory `cmd:"" help:"Where a channel pointed, newest first."`
-	Set     channelSet     `cmd:"" help:"Move a channel to a snapshot: promote, or roll back."`
+	List    channelList    `cmd:"" help:"List channels." example:"drover channel list"`
+	History channelHistory `cmd:"" help:"Where a channel pointed, newest first." example:"drover channel history stream-10"`
+	Set     channelSet     `cmd:"" help:"Move a channel to a snapshot: promote, or roll back." example:"drover channel set stream-10 c837ea6f9858"`
 }
 
 // MirrorVerbs is `drover mirror`.
 type MirrorVerbs struct {
-	List mirrorList `cmd:"" help:"List mirrors."`
-	Set  mirrorSet  `cmd:"" help:"Add a mirror or change its address."`
-	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it."`
+	List mirrorList `cmd:"" help:"List mirrors." example:"drover mirror list"`
+	Set  mirrorSet  `cmd:"" help:"Add a mirror or change its address." example:"drover mirror set baseos https://mirror.stream.centos.org/10-stream/BaseOS/x86_64/os/"`
+	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it." example:"drover mirror sync baseos"`
 }
 
 type snapshotList struct {

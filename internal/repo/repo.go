@@ -294,7 +294,11 @@ func (s *Store) Channels(ctx context.Context) ([]Channel, error) {
 
 // History lists the states of a channel, newest first.
 func (s *Store) History(ctx context.Context, name string) ([]Channel, error) {
-	return s.channels(ctx, "c.name = $1 ORDER BY c.since DESC LIMIT 200", name)
+	cs, err := s.channels(ctx, "c.name = $1 ORDER BY c.since DESC LIMIT 200", name)
+	if err == nil && len(cs) == 0 {
+		_, err = s.Channel(ctx, name, "") // says that there is none
+	}
+	return cs, err
 }
 
 func (s *Store) channels(ctx context.Context, where string, args ...any) ([]Channel, error) {

@@ -54,11 +54,11 @@ func (s *Store) Routes(srv *web.Server) {
 // Verbs is `drover sign`.
 type Verbs struct {
 	Key struct {
-		List   keyList   `cmd:"" help:"List keys."`
-		Create keyCreate `cmd:"" help:"Have the signer make a key."`
-		Export keyExport `cmd:"" help:"Print a public key."`
+		List   keyList   `cmd:"" help:"List keys." example:"drover sign key list"`
+		Create keyCreate `cmd:"" help:"Have the signer make a key." example:"drover sign key create stream-10 --tag 'stream-10*'"`
+		Export keyExport `cmd:"" help:"Print a public key." example:"drover sign key export stream-10 > RPM-GPG-KEY-stream-10"`
 	} `cmd:"" help:"Signing keys."`
-	Status status `cmd:"" help:"Whether a signer is there and how much waits for it."`
+	Status status `cmd:"" help:"Whether a signer is there and how much waits for it." example:"drover sign status"`
 }
 
 type keyList struct{}

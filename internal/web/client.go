@@ -69,7 +69,7 @@ func (c *Client) Do(ctx context.Context, method, path string, h http.Header, bod
 			return nil, fault.Internal("content_length", "bad length %q", n)
 		}
 	}
-	if c.Token != "" {
+	if base, err := url.Parse(c.Base); c.Token != "" && err == nil && base.Host == req.URL.Host && base.Scheme == req.URL.Scheme { // the token is for this server only
 		req.Header.Set("Authorization", "Bearer "+c.Token)
 	}
 	hc := c.HTTP
@@ -95,7 +95,7 @@ func (c *Client) Do(ctx context.Context, method, path string, h http.Header, bod
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var p Problem
 	if json.Unmarshal(b, &p) != nil || p.Code == "" {
-		p = Problem{Code: "http_" + http.StatusText(resp.StatusCode), Detail: method + " " + path + ": " + resp.Status}
+		p = Problem{Code: "http_" + strconv.Itoa(resp.StatusCode), Detail: method + " " + path + ": " + resp.Status}
 	}
 	if len(p.Errors) > 0 {
 		p.Detail += ": " + strings.Join(p.Errors, "; ")
