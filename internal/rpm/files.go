@@ -42,13 +42,18 @@ type FileWalk struct {
 	dir          []byte
 	nth          int // directory of dir
 	i            int
+	room         int // bytes that the paths to come may have
 	old          bool
 }
+
+// maxPaths is how much longer than the header all paths of its files together may be: a
+// long directory that many files share must not grow past reason.
+const maxPaths = 4
 
 // FileWalk starts a walk over the files, or fails with rpm_header when the lists of the
 // header do not fit each other.
 func (h Header) FileWalk() (FileWalk, error) {
-	w := FileWalk{modes: h.Ints(FileModes), flags: h.Ints(FileFlags), i: -1, nth: -1}
+	w := FileWalk{modes: h.Ints(FileModes), flags: h.Ints(FileFlags), i: -1, nth: -1, room: maxPaths * len(h.raw)}
 	if h.Has(Basenames) {
 		w.bases, w.dirs, w.idx = h.Walk(Basenames), h.Walk(DirNames), h.Ints(DirIndexes)
 		if uint32(w.idx.Len()) != w.bases.left {
@@ -82,7 +87,9 @@ func (h Header) FileWalk() (FileWalk, error) {
 // Len is the number of files not yet walked over.
 func (w *FileWalk) Len() int { return int(w.bases.left) }
 
-// Next goes to the next file, the first one at first, and tells whether there is one.
+// Next goes to the next file, the first one at first, and tells whether there is one. The
+// walk ends early in a header that names few but long directories again and again, so that
+// all paths would be many times longer than it: Files and CheckPaths refuse that.
 func (w *FileWalk) Next() bool {
 	w.i++
 	if !w.bases.Next() {
@@ -91,7 +98,8 @@ func (w *FileWalk) Next() bool {
 	if !w.old {
 		w.enter(int(w.idx.At(w.i)))
 	}
-	return true
+	w.room -= len(w.dir) + len(w.bases.cur)
+	return w.room >= 0
 }
 
 // enter makes directory n the current one. Files come sorted by directory as a rule; a
@@ -128,10 +136,6 @@ func (w *FileWalk) Mode() uint16 { return uint16(w.modes.At(w.i)) }
 // Flags is the current file's flags.
 func (w *FileWalk) Flags() uint32 { return uint32(w.flags.At(w.i)) }
 
-// maxPaths is how much longer than the header all paths of its files together may be: a
-// long directory that many files share must not grow past reason.
-const maxPaths = 4
-
 // Files is the files of a package in the header's order, or an error with code rpm_header
 // when the lists of the header do not fit each other.
 func (h Header) Files() ([]File, error) {
@@ -155,18 +159,17 @@ func (h Header) Files() ([]File, error) {
 	if n := w.Len(); n > 0 {
 		out = make([]File, 0, n)
 	}
-	total := 0
 	var last File
 	for w.Next() {
-		if total += len(w.dir) + len(w.Base()); total > maxPaths*len(h.raw) {
-			return nil, bad("file names of over %d bytes", total)
-		}
 		if s := sizes.At(w.i); s > math.MaxInt64 {
 			return nil, bad("a file of %d bytes", s)
 		}
 		last = File{Path: string(w.dir) + string(w.Base()), Mode: w.Mode(), Flags: w.Flags(), Size: sizes.At(w.i), Mtime: uint32(mtimes.At(w.i)), Digest: next(&digests, ""),
 			Linkto: next(&links, ""), User: next(&users, last.User), Group: next(&groups, last.Group), Inode: uint32(inodes.At(w.i)), Rdev: uint16(rdevs.At(w.i))}
 		out = append(out, last)
+	}
+	if w.room < 0 {
+		return nil, bad("file names of over %d bytes", maxPaths*len(h.raw))
 	}
 	return out, nil
 }

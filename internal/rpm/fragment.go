@@ -318,10 +318,8 @@ func requires(h Header) (out, recommends []depLine) {
 // primaryFiles is the paths that primary.xml names.
 func primaryFiles(h Header) map[string]struct{} {
 	out := map[string]struct{}{}
-	total := 0
-	for w, err := h.FileWalk(); err == nil && w.Next() && total <= maxPaths*len(h.raw); {
+	for w, err := h.FileWalk(); err == nil && w.Next(); {
 		if primaryFile(w.Dir(), w.Base()) {
-			total += len(w.Dir()) + len(w.Base())
 			out[string(w.Dir())+string(w.Base())] = struct{}{}
 		}
 	}

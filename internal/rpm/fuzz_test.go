@@ -104,7 +104,11 @@ func useHeader(t testing.TB, h rpm.Header) {
 	_, _ = h.NEVRA().String(), h.FileDigest()
 	// Whatever a header holds, the repository's metadata stays well-formed.
 	p := &rpm.Package{Sig: h, Header: h}
-	for _, b := range [][]byte{rpm.Primary(nil, p, rpm.Place{}), rpm.Filelists(nil, h, ""), rpm.Other(nil, h, "")} {
+	var out [][]byte
+	bounded(t, "rendering", raw, 4*lists, small, func() { // most of it buffers that grow
+		out = [][]byte{rpm.Primary(nil, p, rpm.Place{}), rpm.Filelists(nil, h, ""), rpm.Other(nil, h, "")}
+	})
+	for _, b := range out {
 		wellFormed(t, b)
 	}
 }

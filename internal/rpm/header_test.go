@@ -304,6 +304,26 @@ func TestFileListsMustFit(t *testing.T) {
 			t.Errorf("%s: %v", name, fs)
 		}
 	}
+	// One long directory of many files: the list is refused, the metadata stays small.
+	const files = 10_000
+	store := strings.Repeat("\x81\xa4", files) + strings.Repeat("\x00\x00\x00\x00", files) + strings.Repeat("a\x00", files) + "/" + strings.Repeat("bin/", 25_000) + "\x00"
+	long, _, err := rpm.ParseHeader(header(store, [4]uint32{uint32(rpm.FileModes), i16, 0, files}, [4]uint32{uint32(rpm.DirIndexes), i32, 2 * files, files},
+		[4]uint32{uint32(rpm.Basenames), array, 6 * files, files}, [4]uint32{uint32(rpm.DirNames), array, 8 * files, 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &rpm.Package{Sig: long, Header: long}
+	if fs, err := long.Files(); fault.Code(err) != "rpm_header" {
+		t.Errorf("a directory of 100 kB, %d times: %d files, %v", files, len(fs), err)
+	}
+	if err := p.CheckPaths(); fault.Code(err) != "rpm_header" {
+		t.Errorf("a directory of 100 kB, %d times: %v", files, err)
+	}
+	for _, b := range [][]byte{rpm.Primary(nil, p, rpm.Place{}), rpm.Filelists(nil, long, "")} {
+		if len(b) > 8*len(long.Raw()) {
+			t.Errorf("a header of %d bytes gives %d bytes of metadata", len(long.Raw()), len(b))
+		}
+	}
 	// Files in no order of directories are walked all the same.
 	h, _, err := rpm.ParseHeader(header("\x81\xa4\x81\xa4\x81\xa4\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01a\x00b\x00c\x00/x/\x00/y/\x00", [4]uint32{uint32(rpm.FileModes), i16, 0, 3},
 		[4]uint32{uint32(rpm.DirIndexes), i32, 8, 3}, [4]uint32{uint32(rpm.Basenames), array, 20, 3}, [4]uint32{uint32(rpm.DirNames), array, 26, 2}))

@@ -224,7 +224,10 @@ func (p *Package) Signatures() []Signature {
 		}
 	}
 	for i, s := range p.Sig.Texts(SigOpenPGP) {
-		if b, err := base64.StdEncoding.DecodeString(string(s)); err == nil && i < maxSignatures {
+		if i == maxSignatures {
+			break
+		}
+		if b, err := base64.StdEncoding.DecodeString(string(s)); err == nil {
 			add(SigOpenPGP, b)
 		}
 	}
