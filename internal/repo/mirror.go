@@ -153,7 +153,7 @@ func (s *Store) Sync(ctx context.Context, name string, say func(Progress)) (id s
 		return "", err
 	}
 	for n := range tries {
-		if err := pause(ctx, n); err != nil {
+		if err := s.pause(ctx, n); err != nil {
 			return "", err
 		}
 		id, err = s.syncOnce(ctx, m, say)
@@ -486,14 +486,14 @@ func checkOpen(r io.Reader, url string, d rpm.Data) error {
 }
 
 // pause waits before try n; the first one waits for nothing.
-func pause(ctx context.Context, n int) error {
+func (s *Store) pause(ctx context.Context, n int) error {
 	if n == 0 {
 		return nil
 	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(time.Duration(n*n) * 200 * time.Millisecond):
+	case <-time.After(time.Duration(n*n) * s.Retry):
 		return nil
 	}
 }
@@ -502,7 +502,7 @@ func pause(ctx context.Context, n int) error {
 func (s *Store) fetch(ctx context.Context, url, algo, sum string, size, most int64, w io.Writer) error {
 	var err error
 	for n := range tries {
-		if err := pause(ctx, n); err != nil {
+		if err := s.pause(ctx, n); err != nil {
 			return err
 		}
 		if n > 0 {
@@ -521,7 +521,7 @@ func (s *Store) fetch(ctx context.Context, url, algo, sum string, size, most int
 		if err = s.fetchOnce(ctx, url, algo, sum, size, most, w); err == nil {
 			return nil
 		}
-		if c := fault.Code(err); ctx.Err() != nil || c == "mirror_missing" || c == "mirror_denied" || c == "mirror_size" || c == "mirror_redirect" || c == "disk_full" {
+		if c := fault.Code(err); ctx.Err() != nil || c == "mirror_missing" || c == "mirror_denied" || c == "mirror_sum" || c == "mirror_size" || c == "mirror_redirect" || c == "disk_full" {
 			return err
 		}
 	}

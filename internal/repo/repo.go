@@ -55,6 +55,7 @@ type Config struct {
 	HTTP    *http.Client // for mirrors
 	Dir     string       // for what is being fetched
 	Log     *slog.Logger
+	Retry   time.Duration // unit of the waits before a mirror's file is tried again; 0 means 200 ms
 }
 
 // Store keeps repositories.
@@ -65,7 +66,12 @@ type Store struct {
 }
 
 // New makes a Store.
-func New(c Config) *Store { return &Store{Config: c, syncing: map[string]bool{}} }
+func New(c Config) *Store {
+	if c.Retry == 0 {
+		c.Retry = 200 * time.Millisecond
+	}
+	return &Store{Config: c, syncing: map[string]bool{}}
+}
 
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
 

@@ -2,6 +2,8 @@ package repo_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -637,4 +639,9 @@ func TestChangedBytesAreNotSigned(t *testing.T) {
 	}
 	st, _ := json.Marshal(slices.Collect(maps.Keys(content(t, h, h.Published("signed").Snapshot).Trees)))
 	t.Errorf("changed bytes were signed: %s\n%s", st, h.Log)
+}
+
+func sum256(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
 }

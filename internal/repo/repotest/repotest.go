@@ -74,7 +74,7 @@ func New(tb testing.TB, d *db.DB) *House {
 	h.Release = release.New(d)
 	h.Build = build.New(build.Config{DB: d, Blobs: h.Blobs, Git: h.Git, Tags: h.Release, Roots: roots{h}, Dir: filepath.Join(h.Dir, "build"), Log: log})
 	h.Sign = sign.New(d, log)
-	h.Repo = repo.New(repo.Config{DB: d, Blobs: h.Blobs, Builds: h.Build, Release: h.Release, Signer: packets{h.Sign}, HTTP: repo.Client(), Dir: filepath.Join(h.Dir, "incoming"), Log: log})
+	h.Repo = repo.New(repo.Config{DB: d, Blobs: h.Blobs, Builds: h.Build, Release: h.Release, Signer: packets{h.Sign}, HTTP: repo.Client(), Dir: filepath.Join(h.Dir, "incoming"), Log: log, Retry: 10 * time.Millisecond})
 	h.Web = web.New(web.Config{Version: "test", Log: log, Authenticate: h.Auth.Request})
 	h.Auth.Routes(h.Web)
 	event.Routes(h.Web, d, auth.Need)
