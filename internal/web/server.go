@@ -69,6 +69,7 @@ func New(cfg Config) *Server {
 	hc := huma.DefaultConfig("drover", cfg.Version)
 	hc.CreateHooks = nil // no $schema links in bodies
 	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
+	hc.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "a token of `drover auth token create`; as the password of Basic it works too"}}
 	hc.DocsPath = "" // the stock page loads scripts from elsewhere
 	hc.OpenAPIPath = "/api/openapi"
 	hc.SchemasPath = ""
@@ -111,8 +112,8 @@ func (s *Server) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Re
 	})
 }
 
-// OpenAPI is the description of the typed routes, OpenAPI 3.1 in YAML.
-func (s *Server) OpenAPI() ([]byte, error) { return s.api.OpenAPI().YAML() }
+// OpenAPI is the description of the typed routes, OpenAPI 3.1 in JSON.
+func (s *Server) OpenAPI() ([]byte, error) { return s.api.OpenAPI().MarshalJSON() }
 
 // Op describes one typed route.
 type Op struct {
@@ -155,7 +156,9 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	id := s.reqs.Add(1)
 	w := &patient{ResponseWriter: rw, rc: http.NewResponseController(rw), idle: s.cfg.Idle}
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &slowBody{ReadCloser: r.Body, rc: w.rc, idle: s.cfg.Idle, began: time.Now()}
+		w.body = &slowBody{ReadCloser: r.Body, rc: w.rc, idle: s.cfg.Idle, began: time.Now()}
+		r.Body = w.body
+		defer w.body.forsake()
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -233,20 +236,31 @@ type patient struct {
 	http.ResponseWriter
 	rc    *http.ResponseController
 	idle  time.Duration
+	body  *slowBody // nil when there is none
 	began bool
 }
 
 // WriteHeader implements http.ResponseWriter.
 func (p *patient) WriteHeader(status int) {
-	p.began = p.began || status >= 200
+	p.start(status)
 	p.ResponseWriter.WriteHeader(status)
 }
 
 // Write implements io.Writer.
 func (p *patient) Write(b []byte) (int, error) {
-	p.began = true
+	p.start(http.StatusOK)
 	_ = p.rc.SetWriteDeadline(time.Now().Add(p.idle)) // a connection that cannot has no such trouble
 	return p.ResponseWriter.Write(b)
+}
+
+func (p *patient) start(status int) {
+	if p.began || status < 200 {
+		return
+	}
+	p.began = true
+	if p.body != nil {
+		p.body.forsake()
+	}
 }
 
 // Unwrap is for http.ResponseController.
@@ -260,6 +274,15 @@ type slowBody struct {
 	idle  time.Duration
 	began time.Time
 	n     int64
+	ended bool // the deadline may go
+}
+
+// forsake bounds the time in which the server reads what a handler left of the body, which it
+// does before it sends the answer: that one needs the other half of its time.
+func (b *slowBody) forsake() {
+	if !b.ended {
+		_ = b.rc.SetReadDeadline(time.Now().Add(b.idle / 2))
+	}
 }
 
 // Read implements io.Reader.
@@ -271,12 +294,13 @@ func (b *slowBody) Read(p []byte) (int, error) {
 	}
 	_ = b.rc.SetReadDeadline(end)
 	n, err := b.ReadCloser.Read(p)
-	// The deadline must not outlive the read: the server watches the connection by it, and
+	b.n += int64(n)
+	if errors.Is(err, os.ErrDeadlineExceeded) { // and the deadline stays: nothing more is read
+		return n, fault.Invalid("body_slow", "the request's body came too slowly").Wrap(err).Fix("send it again")
+	}
+	b.ended = b.ended || err != nil
+	// The deadline must not outlive the body: the server watches the connection by it, and
 	// would take the end of a long poll for the end of the client.
 	_ = b.rc.SetReadDeadline(time.Time{})
-	b.n += int64(n)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fault.Invalid("body_slow", "the request's body came too slowly").Wrap(err).Fix("send it again")
-	}
 	return n, err
 }

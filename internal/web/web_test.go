@@ -4,12 +4,15 @@ import (
 	"context"
 	"embed"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"drover/internal/fault"
 	"drover/internal/web"
@@ -124,15 +127,218 @@ func TestPageIsHTMLAndJSON(t *testing.T) {
 
 func TestCrossSiteWritesAreRefused(t *testing.T) {
 	_, ts := server(t)
-	r, _ := http.NewRequestWithContext(t.Context(), "POST", ts.URL+"/api/v1/things/a", strings.NewReader(`{"n":1}`))
-	r.Header.Set("Sec-Fetch-Site", "cross-site")
-	r.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(r)
+	for _, c := range []struct {
+		name, header, value string
+		status              int
+	}{
+		{"another site", "Sec-Fetch-Site", "cross-site", 403},
+		{"a sister site", "Sec-Fetch-Site", "same-site", 403},
+		{"this site", "Sec-Fetch-Site", "same-origin", 200},
+		{"an old browser on another site", "Origin", "https://evil.example", 403},
+		{"a page without an origin", "Origin", "null", 403},
+		{"an old browser here", "Origin", ts.URL, 200},
+		{"no browser", "X-Nothing", "x", 200},
+	} {
+		r, _ := http.NewRequestWithContext(t.Context(), "POST", ts.URL+"/api/v1/things/a", strings.NewReader(`{"n":1}`))
+		r.Header.Set(c.header, c.value)
+		r.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.status {
+			t.Errorf("%s: %s", c.name, resp.Status)
+		}
+	}
+}
+
+// hostile is a server with handlers that go wrong, behind the http.Server that is used.
+func hostile(t *testing.T, idle time.Duration) string {
+	t.Helper()
+	s := web.New(web.Config{Version: "test", Log: slog.New(slog.DiscardHandler), Idle: idle, Authenticate: func(r *http.Request) (context.Context, error) { return r.Context(), nil }})
+	s.HandleFunc("GET /half", func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		panic("boom")
+	})
+	s.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) error { panic("boom") })
+	s.HandleFunc("PUT /bytes", func(w http.ResponseWriter, r *http.Request) error {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err == nil {
+			_, _ = fmt.Fprint(w, n)
+		}
+		return err
+	})
+	s.HandleFunc("POST /poll", func(w http.ResponseWriter, r *http.Request) error {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return err
+		}
+		select {
+		case <-r.Context().Done():
+			return fault.Internal("cut", "the poll was cut")
+		case <-time.After(4 * idle):
+		}
+		_, _ = io.WriteString(w, "news")
+		return nil
+	})
+	done := make(chan error, 1)
+	s.HandleFunc("GET /endless", func(w http.ResponseWriter, _ *http.Request) error {
+		b := make([]byte, 1<<20)
+		for {
+			if _, err := w.Write(b); err != nil {
+				done <- err
+				return nil
+			}
+		}
+	})
+	s.HandleFunc("GET /ended", func(w http.ResponseWriter, _ *http.Request) error {
+		_, _ = fmt.Fprint(w, (<-done).Error())
+		return nil
+	})
+	web.Route(s, web.Op{Method: "POST", Path: "/json", ID: "json"}, func(_ context.Context, i *struct {
+		Body struct {
+			S string `json:"s"`
+		}
+	}) (int, error) {
+		return len(i.Body.S), nil
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusForbidden {
-		t.Errorf("got %s", resp.Status)
+	hs := s.HTTPServer()
+	go func() { _ = hs.Serve(l) }()
+	t.Cleanup(func() { _ = hs.Close() })
+	return l.Addr().String()
+}
+
+// raw sends bytes and reads what comes back until the end, or 10 s.
+func raw(t *testing.T, addr, send string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.WriteString(c, send)
+	b, _ := io.ReadAll(c)
+	return string(b)
+}
+
+func TestWhatGoesWrongIsAProblem(t *testing.T) {
+	addr := hostile(t, time.Second)
+	head := " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+	for _, c := range []struct{ name, send, status, body string }{
+		{"no such path", "GET /nothing" + head + "\r\n", "404", `"code":"path_unknown"`},
+		{"no such path, for a person", "GET /nothing" + head + "Accept: text/html\r\n\r\n", "404", `<dd class="mono">path_unknown</dd>`},
+		{"markup in the path", "GET /%3Cscript%3E" + head + "Accept: text/html\r\n\r\n", "404", `&lt;script&gt;`},
+		{"no such method", "DELETE /half" + head + "\r\n", "405", `"code":"method"`},
+		{"what may be", "DELETE /half" + head + "\r\n", "405", "Allow: GET, HEAD\r\n"},
+		{"a path to be cleaned", "GET /x/../panic" + head + "\r\n", "307", "Location: /panic"},
+		{"a panic", "GET /panic" + head + "\r\n", "500", `"code":"panic"`},
+		{"a panic, for a person", "GET /panic" + head + "Accept: text/html\r\n\r\n", "500", "What to do"},
+		{"too much JSON", "POST /json" + head + "Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n" + strings.Repeat("a", 2000000), "413", `"code":"request_too_large"`},
+		{"no JSON", "POST /json" + head + "Content-Type: text/xml\r\nContent-Length: 4\r\n\r\n<a/>", "415", `"code":"media_type"`},
+		{"broken JSON", "POST /json" + head + "Content-Type: application/json\r\nContent-Length: 4\r\n\r\n{\"s\"", "400", `"code":"request_invalid"`},
+		{"a body that stops", "PUT /bytes" + head + "Content-Length: 10\r\n\r\nabc", "400", `"code":"body_slow"`},
+		{"JSON that stops", "POST /json" + head + "Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{\"s", "40", `body_slow`},
+		{"a body that is cut in a chunk", "PUT /bytes" + head + "Transfer-Encoding: chunked\r\n\r\n5\r\nab", "400", "body_slow"},
+		{"a head without an end", "GET /nothing HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 80<<10), "431", ""},
+		{"two hosts", "GET /nothing HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", "400", ""},
+		{"a host with a line in it", "GET /nothing HTTP/1.1\r\nHost: x\x00y\r\nConnection: close\r\n\r\n", "400", ""},
+		{"two lengths", "PUT /bytes HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab", "400", ""},
+	} {
+		got := raw(t, addr, c.send)
+		if !strings.HasPrefix(got, "HTTP/1.1 "+c.status) || !strings.Contains(got, c.body) {
+			t.Errorf("%s: %.600s", c.name, got)
+		}
+	}
+	got := raw(t, addr, "GET /half"+head+"\r\n")
+	if strings.Contains(got, "panic") || !strings.HasSuffix(got, "half") {
+		t.Errorf("half an answer goes on: %s", got)
+	}
+}
+
+func TestHeadersOfEveryAnswer(t *testing.T) {
+	addr := hostile(t, time.Second)
+	for _, path := range []string{"/nothing", "/static/drover.css", "/api/openapi.json", "/panic"} {
+		resp, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		csp := resp.Header.Get("Content-Security-Policy")
+		if resp.Header.Get("X-Content-Type-Options") != "nosniff" || resp.Header.Get("Referrer-Policy") == "" ||
+			!strings.Contains(csp, "default-src 'self'") || !strings.Contains(csp, "frame-ancestors 'none'") || strings.Contains(csp, "unsafe") {
+			t.Errorf("%s: %v", path, resp.Header)
+		}
+	}
+}
+
+// A long poll outlives the time in which its body must come; a slow client does not.
+func TestSlowness(t *testing.T) {
+	addr := hostile(t, 200*time.Millisecond)
+	resp, err := http.Post("http://"+addr+"/poll", "text/plain", strings.NewReader("what is new?"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if string(b) != "news" {
+		t.Errorf("a poll was cut: %s", b)
+	}
+	// A body that drips: every byte in time, the whole never.
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "PUT /bytes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+	began := time.Now()
+	for time.Since(began) < 10*time.Second {
+		if _, err = io.WriteString(c, "a"); err != nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err == nil {
+		t.Error("a dripping body was read for 10 s")
+	}
+	// The same to somebody who does not even read it.
+	d, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	_, _ = io.WriteString(d, "PUT /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+	_ = d.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if b, err := io.ReadAll(d); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 404") {
+		t.Errorf("a body that nobody wants: %v %.100s", err, b)
+	}
+	// A reader that takes nothing.
+	e, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, _ = io.WriteString(e, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+	if got := raw(t, addr, "GET /ended HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); !strings.Contains(got, "timeout") {
+		t.Errorf("a reader that takes nothing: %s", got)
+	}
+}
+
+func TestRows(t *testing.T) {
+	items := []string{"a", "b", "c", "d", "e"}
+	r := httptest.NewRequest("GET", "/x?q=1&after=b&format=json", nil)
+	got := web.Cut(r, items, 2, func(s string) string { return s })
+	if strings.Join(got.Rows, "") != "cd" || got.Total != 5 || got.Next != "?after=d&q=1" || got.First != "?q=1" {
+		t.Errorf("%+v", got)
+	}
+	got = web.Cut(httptest.NewRequest("GET", "/x?after=d", nil), items, 2, func(s string) string { return s })
+	if strings.Join(got.Rows, "") != "e" || got.Next != "" {
+		t.Errorf("%+v", got)
 	}
 }
