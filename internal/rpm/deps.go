@@ -103,13 +103,13 @@ func Satisfies(provided, wanted Dep) bool {
 	if pf == 0 || wf == 0 || provided.EVR == "" || wanted.EVR == "" {
 		return true
 	}
-	pe, pv, pr := splitEVR(provided.EVR)
-	we, wv, wr := splitEVR(wanted.EVR)
+	pe, pv, pr, pHas := splitEVR(provided.EVR)
+	we, wv, wr, wHas := splitEVR(wanted.EVR)
 	c := cmp.Or(compareEpochs(pe, we), CompareVersions(pv, wv))
 	if c == 0 {
-		if pr != "" && wr != "" {
+		if pHas && wHas {
 			c = CompareVersions(pr, wr)
-		} else if pr != "" && wf&SenseEqual != 0 || wr != "" && pf&SenseEqual != 0 {
+		} else if pHas && wf&SenseEqual != 0 || wHas && pf&SenseEqual != 0 {
 			return true // the side without a release means every release of that version
 		}
 	}

@@ -121,7 +121,7 @@ func sameTags(t *testing.T, name string, out []byte, ours []value, shown map[rpm
 			texts = append(texts, v.Text)
 		}
 		tag, named := tagNames[want.Name]
-		for len(ours) > 0 && ours[0].optional && !(ours[0].kind == kind && slices.Equal(ours[0].texts, texts)) {
+		for len(ours) > 0 && ours[0].optional && (ours[0].kind != kind || !slices.Equal(ours[0].texts, texts)) {
 			ours = ours[1:]
 		}
 		if len(ours) == 0 {

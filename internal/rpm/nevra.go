@@ -89,7 +89,7 @@ func nevraRune(r rune) bool {
 // before the colon are an epoch, none is 0, and the release follows the last dash. An epoch
 // beyond 32 bits counts as the highest.
 func SplitEVR(s string) (epoch uint32, version, release string) {
-	e, version, release := splitEVR(s)
+	e, version, release, _ := splitEVR(s)
 	if e != "" {
 		u, err := strconv.ParseUint(e, 10, 32)
 		if err != nil {
@@ -100,21 +100,33 @@ func SplitEVR(s string) (epoch uint32, version, release string) {
 	return epoch, version, release
 }
 
-func splitEVR(s string) (epoch, version, release string) {
+// splitEVR tells also whether there is a release: rpm makes a difference between none and an
+// empty one.
+func splitEVR(s string) (epoch, version, release string, has bool) {
 	if d := len(run(s, isDigit)); d < len(s) && s[d] == ':' {
 		epoch, s = s[:d], s[d+1:]
 	}
 	if i := strings.LastIndexByte(s, '-'); i >= 0 {
-		return epoch, s[:i], s[i+1:]
+		return epoch, s[:i], s[i+1:], true
 	}
-	return epoch, s, ""
+	return epoch, s, "", false
 }
 
-// CompareEVR orders two texts "[epoch:]version[-release]": -1, 0 or 1.
+// CompareEVR orders two texts "[epoch:]version[-release]": -1, 0 or 1. One without a release
+// comes before all with one.
 func CompareEVR(a, b string) int {
-	ae, av, ar := splitEVR(a)
-	be, bv, br := splitEVR(b)
-	return cmp.Or(compareEpochs(ae, be), CompareVersions(av, bv), CompareVersions(ar, br))
+	ae, av, ar, aHas := splitEVR(a)
+	be, bv, br, bHas := splitEVR(b)
+	if c := cmp.Or(compareEpochs(ae, be), CompareVersions(av, bv)); c != 0 {
+		return c
+	}
+	switch {
+	case aHas && !bHas:
+		return 1
+	case bHas && !aHas:
+		return -1
+	}
+	return CompareVersions(ar, br)
 }
 
 // Compare orders two packages of one name by epoch, version and release: -1, 0 or 1.

@@ -2,7 +2,11 @@ package rpm_test
 
 import (
 	"bufio"
+	"fmt"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -47,6 +51,48 @@ func TestCompareVersionsAsRPM(t *testing.T) {
 	}
 	if n != 91 {
 		t.Errorf("%d pairs, want rpm's 91", n)
+	}
+}
+
+// rpm itself judges our table, and many pairs that nobody would write.
+func TestCompareEVRAsRPMDoes(t *testing.T) {
+	home := t.TempDir()
+	var pairs [][2]string
+	for c := range strings.SplitSeq(strings.ReplaceAll(strings.TrimSpace(versionTable), "\n", ";"), ";") {
+		f := strings.Fields(c)
+		pairs = append(pairs, [2]string{f[0], f[2]})
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	word := func() string {
+		b := make([]byte, 1+r.IntN(7))
+		for i := range b {
+			b[i] = "00112aab.~^_+--:"[r.IntN(16)]
+		}
+		return string(b)
+	}
+	for range 20_000 {
+		pairs = append(pairs, [2]string{word(), word()})
+	}
+	var text strings.Builder
+	for _, p := range pairs {
+		fmt.Fprintf(&text, "%s %s\n", p[0], p[1])
+	}
+	file := filepath.Join(home, "pairs")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := rpmCommand(t, home, "rpm", "--eval", `%{lua:for l in io.lines("`+file+`") do local a, b = l:match("(%S+) (%S+)"); print(rpm.vercmp(a, b).."\n") end}`).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Fields(string(out))
+	if len(want) != len(pairs) {
+		t.Fatalf("rpm judged %d of %d pairs", len(want), len(pairs))
+	}
+	for i, p := range pairs {
+		if got := rpm.CompareEVR(p[0], p[1]); strconv.Itoa(got) != want[i] {
+			t.Errorf("%s %s: %d, rpm has %s", p[0], p[1], got, want[i])
+		}
 	}
 }
 

@@ -343,7 +343,7 @@ func (p *Package) VerifyPayload(r io.ReaderAt, limit int64) error {
 			}
 			sum := hex.EncodeToString(d.Sum(nil))
 			for _, n := range append(pending[f.Ino], i) {
-				if files[n].Size != uint64(f.Size) || files[n].Digest != sum && !(files[n].Digest == "" && f.Size == 0) {
+				if files[n].Size != uint64(f.Size) || files[n].Digest != sum && (files[n].Digest != "" || f.Size != 0) {
 					return wrong(files[n].Path, "its content differs")
 				}
 			}

@@ -3,6 +3,7 @@ package rpm_test
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -634,7 +635,7 @@ func TestHostilePrimaryIsRefused(t *testing.T) {
 		t.Errorf("%d packages", n)
 	}
 	want := fault.Conflict("stop", "stop")
-	if err := rpm.ReadPrimary(strings.NewReader(primaryXML(goodPackage)), func(rpm.PrimaryPackage) error { return want }); err != error(want) {
+	if err := rpm.ReadPrimary(strings.NewReader(primaryXML(goodPackage)), func(rpm.PrimaryPackage) error { return want }); !errors.Is(err, want) {
 		t.Errorf("the caller's error became %v", err)
 	}
 }
@@ -694,7 +695,13 @@ func TestCompsReadAndWritten(t *testing.T) {
 	if d := cmp.Diff(c, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)
 	}
-	for _, s := range []string{"", "x", "<a/>", "<comps><group/></comps>", "<comps><group><id>&x;</id></group></comps>", "<comps>", `<!DOCTYPE c [<!ENTITY x "y">]><comps><group><id>&x;</id></group></comps>`} {
+	// Translations are passed over wherever they stand, and the first plain text counts.
+	got, err = rpm.ReadComps(strings.NewReader("<!-- c --><!DOCTYPE comps PUBLIC '-//x' 'a>b'>\n<comps><group><id> a </id><name xml:lang='de'>Gruppe &amp; <b/></name><name>Group &amp; more</name><name>Other</name>" +
+		"<unknown><id>b</id></unknown><packagelist><packagereq>x</packagereq></packagelist></group></comps>"))
+	if d := cmp.Diff(rpm.Comps{Groups: []rpm.CompsGroup{{ID: "a", Name: "Group & more", Visible: true, Packages: []rpm.CompsPackage{{Name: "x", Type: "mandatory"}}}}}, got); d != "" || err != nil {
+		t.Errorf("%v %s", err, d)
+	}
+	for _, s := range []string{"", "x", "<a/>", "<comps/>x", "<comps/><comps/>", "<comps><group><id>a<b/></id></group></comps>", "<comps><group><id>a</id><packagelist><packagereq/></packagelist></group></comps>", "<comps><group/></comps>", "<comps><group><id>&x;</id></group></comps>", "<comps>", `<!DOCTYPE c [<!ENTITY x "y">]><comps><group><id>&x;</id></group></comps>`} {
 		if _, err := rpm.ReadComps(strings.NewReader(s)); fault.Code(err) != "repodata" {
 			t.Errorf("%q: %v", s, err)
 		}
