@@ -19,7 +19,6 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 )
 
 // allocated is how many bytes fn takes from the heap, all garbage counted: no allocation of
@@ -334,7 +333,10 @@ func shared(f *testing.F, pattern string, n int64) (out [][]byte) {
 	return out
 }
 
-// FuzzPrimary reads primary.xml as text: what unpacks it is the same as for payloads.
+// packed tells whether metadata would be unpacked before it is read. FuzzPayload does that.
+func packed(b []byte) bool { return window(b) != window(nil) || bytes.HasPrefix(b, []byte{0x1f, 0x8b}) }
+
+// FuzzPrimary reads primary.xml as text.
 func FuzzPrimary(f *testing.F) {
 	f.Add([]byte(primaryXML(goodPackage)))
 	for _, b := range shared(f, "*-primary.xml.gz", 40<<10) {
@@ -344,7 +346,7 @@ func FuzzPrimary(f *testing.F) {
 		f.Add(append(b[:first:first], "</metadata>"...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 3 && window(b) != window(nil) || bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
+		if packed(b) {
 			return
 		}
 		check := func(p rpm.PrimaryPackage) error {
@@ -366,40 +368,6 @@ func FuzzPrimary(f *testing.F) {
 		if err == nil && err2 == nil && n != m {
 			t.Fatalf("%d packages, %d with dependencies", n, m)
 		}
-	})
-}
-
-// FuzzPacked reads packed metadata: primary.xml and groups.
-func FuzzPacked(f *testing.F) {
-	doc := []byte(primaryXML(goodPackage))
-	var gz, zs bytes.Buffer
-	g := gzip.NewWriter(&gz)
-	z, err := zstd.NewWriter(&zs)
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, w := range []io.WriteCloser{g, z} {
-		if _, err := w.Write(doc); err != nil {
-			f.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			f.Fatal(err)
-		}
-	}
-	f.Add(gz.Bytes())
-	f.Add(zs.Bytes())
-	for _, b := range fixtures(f) { // of every compressor
-		p := read(f, b)
-		f.Add(b[p.HeaderEnd:])
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, done, err := rpm.Open(bytes.NewReader(b))
-		code(t, err, "repodata")
-		if err == nil {
-			_, _ = io.Copy(io.Discard, io.LimitReader(r, 1<<20))
-			done()
-		}
-		code(t, rpm.ReadPrimary(io.LimitReader(bytes.NewReader(b), 64<<10), func(rpm.PrimaryPackage) error { return nil }), "repodata", "repodata_location")
 	})
 }
 
@@ -430,8 +398,8 @@ func FuzzComps(f *testing.F) {
 		Categories:   []rpm.CompsCategory{{ID: "c", Order: 2, Groups: []string{"a"}}},
 		Environments: []rpm.CompsEnvironment{{ID: "e", Groups: []string{"a"}, Options: []string{"b"}}}}.XML())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 3 && window(b) != window(nil) || bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
-			return // FuzzPacked
+		if packed(b) {
+			return
 		}
 		var c rpm.Comps
 		var err error

@@ -49,7 +49,7 @@ func (p *Package) Payload(r io.ReaderAt, limit int64, fn func(PayloadFile, io.Re
 	if _, err := raw.Peek(1); errors.Is(err, io.EOF) && len(files) == 0 {
 		return nil // a package without files may have no payload at all
 	}
-	c, err := decompress(raw)
+	c, err := unpack(raw)
 	if err != nil {
 		return badPayload(p, err)
 	}
@@ -85,8 +85,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompress looks at the first bytes: the header's word on the compressor is not needed.
-func decompress(r *bufio.Reader) (io.ReadCloser, error) {
+// unpack looks at the first bytes: no header's or file name's word on the compressor is
+// needed. What none of them starts is taken as it is.
+func unpack(r *bufio.Reader) (io.ReadCloser, error) {
 	m, err := r.Peek(6)
 	if err != nil && len(m) == 0 {
 		return nil, err
@@ -105,14 +106,12 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 			return nil, err
 		}
 		return z.IOReadCloser(), nil
-	case bytes.HasPrefix(m, []byte("0707")):
-		return io.NopCloser(r), nil
 	case bytes.HasPrefix(m, []byte{0x5d, 0, 0}):
 		// Unlike its xz package, this one takes DictCap for the limit that it is.
 		l, err := lzma.ReaderConfig{DictCap: MaxWindow}.NewReader(r)
 		return io.NopCloser(l), err
 	}
-	return nil, fault.Invalid("rpm_payload", "a payload of unknown compression: %x", m)
+	return io.NopCloser(r), nil
 }
 
 // cpioReader reads the cpio formats that rpm writes (cpio(5), "new ASCII", and rpm's

@@ -1,6 +1,7 @@
 package rpm
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
 	"io"
@@ -9,10 +10,6 @@ import (
 	"strings"
 
 	"drover/internal/fault"
-
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/xi2/xz"
 )
 
 // Data is a metadata file as repomd.xml names it.
@@ -360,34 +357,17 @@ func primaryDep(t tag) (d Dep, err error) {
 	return d, err
 }
 
-// Open unpacks a metadata file by its first bytes: zstd, gzip, xz, or none. The caller must
-// call the returned function when done, and bound what it reads.
+// Open unpacks a metadata file, or a file of another kind that is packed as one, by its first
+// bytes: zstd, gzip, xz, bzip2, lzma, or none. The caller must call the returned function when
+// done, and bound what it reads.
 func Open(r io.Reader) (io.Reader, func(), error) {
-	var m [6]byte
-	n, err := io.ReadFull(r, m[:])
-	if err != nil && n == 0 {
-		return nil, nil, badMeta("an empty file")
+	b := bufio.NewReader(r)
+	if _, err := b.Peek(1); err != nil {
+		return nil, nil, badMeta("an empty file").Wrap(err)
 	}
-	all := io.MultiReader(bytes.NewReader(m[:n]), r)
-	switch {
-	case bytes.HasPrefix(m[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(all, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, nil, badMeta("broken zstd").Wrap(err)
-		}
-		return z, z.Close, nil
-	case bytes.HasPrefix(m[:], []byte{0x1f, 0x8b}):
-		g, err := gzip.NewReader(all)
-		if err != nil {
-			return nil, nil, badMeta("broken gzip").Wrap(err)
-		}
-		return g, func() { _ = g.Close() }, nil
-	case bytes.HasPrefix(m[:], []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		x, err := xz.NewReader(all, MaxWindow)
-		if err != nil {
-			return nil, nil, badMeta("broken xz").Wrap(err)
-		}
-		return x, func() {}, nil
+	c, err := unpack(b)
+	if err != nil {
+		return nil, nil, badMeta("it cannot be unpacked").Wrap(err)
 	}
-	return all, func() {}, nil
+	return c, func() { _ = c.Close() }, nil
 }
