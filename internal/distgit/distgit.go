@@ -1,9 +1,12 @@
 package distgit
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -412,8 +415,11 @@ func (s *Store) TreeFiles(ctx context.Context, repo, commit string) ([]TreeFile,
 		return nil, err
 	}
 	out := make([]TreeFile, 0, len(objs))
-	err = s.contents(ctx, repo, nil, objs, func(o object, b []byte) {
-		out = append(out, TreeFile{Path: o.path, Digest: blob.Of(b), Size: int64(len(b))})
+	err = s.contents(ctx, repo, nil, objs, func(o object, size int64, r io.Reader) error {
+		h := sha256.New()
+		_, err := io.Copy(h, r)
+		out = append(out, TreeFile{Path: o.path, Digest: blob.Digest(hex.EncodeToString(h.Sum(nil))), Size: size})
+		return err
 	})
 	return out, err
 }
@@ -440,8 +446,9 @@ func (s *Store) tree(ctx context.Context, repo string, env []string, commit stri
 	return objs, nil
 }
 
-// contents reads objects by one git process.
-func (s *Store) contents(ctx context.Context, repo string, env []string, objs []object, fn func(object, []byte)) error {
+// contents reads objects by one git process. fn need not read all, and what it reads is never
+// in memory as a whole.
+func (s *Store) contents(ctx context.Context, repo string, env []string, objs []object, fn func(object, int64, io.Reader) error) error {
 	if len(objs) == 0 {
 		return nil
 	}
@@ -460,20 +467,30 @@ func (s *Store) contents(ctx context.Context, repo string, env []string, objs []
 	}
 	read := func() error {
 		left := int64(maxTreeBytes)
+		br := bufio.NewReaderSize(pipe, 64<<10)
 		for _, o := range objs {
+			head, err := br.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("git cat-file: %w", err)
+			}
 			var id, typ string
 			var size int64
-			if _, err := fmt.Fscanf(pipe, "%s %s %d\n", &id, &typ, &size); err != nil {
-				return fmt.Errorf("git cat-file: %w", err)
+			if _, err := fmt.Sscanf(head, "%s %s %d", &id, &typ, &size); err != nil {
+				return fmt.Errorf("git cat-file: %w: %.100q", err, head)
 			}
 			if left -= size; left < 0 {
 				return fault.TooLarge("tree_bytes", "the files of a commit of %s are over %d bytes", repo, int64(maxTreeBytes))
 			}
-			b := make([]byte, size+1)
-			if _, err := io.ReadFull(pipe, b); err != nil {
+			in := io.LimitReader(br, size)
+			if err := fn(o, size, in); err != nil {
 				return err
 			}
-			fn(o, b[:size])
+			if _, err := io.Copy(io.Discard, in); err != nil {
+				return err
+			}
+			if _, err := br.Discard(1); err != nil { // a line feed
+				return err
+			}
 		}
 		return nil
 	}

@@ -223,16 +223,19 @@ func (s *Store) rpc(w http.ResponseWriter, r *http.Request, service string, fn f
 		return fault.Invalid("git_protocol", "a %s request has another content type", service)
 	}
 	body := io.Reader(r.Body)
+	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "gzip" && ce != "identity" {
+		return fault.Invalid("git_protocol", "the encoding %.20q is not taken", ce)
+	}
 	if r.Header.Get("Content-Encoding") == "gzip" {
 		g, err := gzip.NewReader(r.Body)
 		if err != nil {
 			return fault.Invalid("git_protocol", "the request is no gzip").Wrap(err)
 		}
 		defer g.Close()
-		body = g
-		if service == "upload-pack" {
-			body = io.LimitReader(g, 64<<20) // wants and haves only
-		}
+		body = g // what it grows to is bounded by whoever reads it
+	}
+	if service == "upload-pack" {
+		body = io.LimitReader(body, 64<<20) // wants and haves only
 	}
 	noCache(w.Header())
 	w.Header().Set("Content-Type", "application/x-git-"+service+"-result")

@@ -94,11 +94,21 @@ func (s *Store) cgi(w http.ResponseWriter, r *http.Request) error {
 			if put != nil {
 				return fault.Invalid("form", "the field file is there twice")
 			}
-			// Nobody's bytes are taken: who may not upload anything here is told before.
-			if auth.From(r.Context()).Kind == auth.Nobody {
-				return auth.Need(r.Context(), "pkg.upload", f["name"])
+			// Bytes are taken only from who may bring them, and only those that were announced.
+			if f["name"] == "" || f["sha512sum"] == "" && f["md5sum"] == "" {
+				return fault.Invalid("form", "the field name and the sum are not present before the field file").Fix("send name, sha512sum and file in this order")
 			}
-			if put, err = s.stage(r.Context(), part); err != nil {
+			if err := s.mayUpload(r.Context(), lookaside(f["name"])); err != nil {
+				return err
+			}
+			if f["sha512sum"] == "" {
+				break
+			}
+			sum, err := checkSum(f["sha512sum"])
+			if err != nil {
+				return err
+			}
+			if put, err = s.stage(r.Context(), part, sum); err != nil {
 				return err
 			}
 			continue
@@ -127,13 +137,7 @@ func (s *Store) cgi(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := CheckName(repo); err != nil {
-		return err
-	}
-	if err := auth.Need(r.Context(), "pkg.upload", repo); err != nil {
-		return err
-	}
-	if _, err := s.Repo(r.Context(), repo); err != nil {
+	if err := s.mayUpload(r.Context(), repo); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -153,9 +157,6 @@ func (s *Store) cgi(w http.ResponseWriter, r *http.Request) error {
 	if put == nil {
 		return fault.Invalid("form", "neither the field filename nor the field file is present")
 	}
-	if put.sum != sum {
-		return fault.Invalid("source_sum", "%s arrived with another sha512 than announced", put.file).Fix("upload it again")
-	}
 	mtime := time.UnixMicro(s.DB.Now())
 	if m, err := strconv.ParseFloat(f["mtime"], 64); err == nil && m > 0 && m < 1e11 {
 		mtime = time.UnixMicro(int64(m * 1e6))
@@ -167,26 +168,45 @@ func (s *Store) cgi(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// staged is a file that arrived and is not yet anybody's. Its bytes stay in the store also
-// when the form turns out wrong: the same bytes may be somebody else's.
+func (s *Store) mayUpload(ctx context.Context, repo string) error {
+	if err := CheckName(repo); err != nil {
+		return err
+	}
+	if err := auth.Need(ctx, "pkg.upload", repo); err != nil {
+		return err
+	}
+	_, err := s.Repo(ctx, repo)
+	return err
+}
+
+// staged is a file that arrived with the sum it was announced with, and is not yet anybody's.
 type staged struct {
 	file   string
-	sum    string
 	digest blob.Digest
 	size   int64
 }
 
-func (s *Store) stage(ctx context.Context, part *multipart.Part) (*staged, error) {
+// summed makes the store refuse bytes with another sha512 before anybody sees them.
+func summed(file, sum string) blob.PutOptions {
+	h := sha512.New()
+	return blob.PutOptions{Max: maxSource, Tee: h, Check: func(blob.Digest, int64) error {
+		if hex.EncodeToString(h.Sum(nil)) != sum {
+			return fault.Invalid("source_sum", "%s arrived with another sha512 than announced", file).Fix("upload it again")
+		}
+		return nil
+	}}
+}
+
+func (s *Store) stage(ctx context.Context, part *multipart.Part, sum string) (*staged, error) {
 	name := path.Base(strings.ReplaceAll(part.FileName(), `\`, "/"))
 	if err := checkFile(name); err != nil {
 		return nil, err
 	}
-	h := sha512.New()
-	d, n, err := s.Blobs.Put(ctx, io.TeeReader(part, h), blob.PutOptions{Max: maxSource})
+	d, n, err := s.Blobs.Put(ctx, part, summed(name, sum))
 	if err != nil {
 		return nil, err
 	}
-	return &staged{name, hex.EncodeToString(h.Sum(nil)), d, n}, nil
+	return &staged{name, d, n}, nil
 }
 
 // download serves /repo/pkgs/[NAMESPACE/]NAME/FILE/[sha512/]SUM/FILE, both shapes that
@@ -227,10 +247,7 @@ func (s *Store) download(w http.ResponseWriter, r *http.Request) error {
 // Upload takes a piece of a source at an offset and returns how much is there; with the
 // last piece the file is checked and kept. A client asks with an empty piece where to go on.
 func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset int64, r io.Reader) (int64, error) {
-	if err := auth.Need(ctx, "pkg.upload", repo); err != nil {
-		return 0, err
-	}
-	if err := CheckName(repo); err != nil {
+	if err := s.mayUpload(ctx, repo); err != nil {
 		return 0, err
 	}
 	if err := checkFile(file); err != nil {
@@ -243,14 +260,11 @@ func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset
 	if size < 0 || size > maxSource {
 		return 0, fault.TooLarge("source_size", "a source has at most %d bytes", int64(maxSource))
 	}
-	if _, err := s.Repo(ctx, repo); err != nil {
-		return 0, err
-	}
 	if x, _, err := s.findSource(ctx, repo, file, sum); err == nil {
 		return x.Size, nil
 	}
 	// The id is the content's, not the file's: two people who upload the same share the work.
-	up, err := s.Blobs.Stage("source-"+sum[:64], size)
+	up, err := s.Blobs.Stage(fmt.Sprintf("source-%s-%d", sum[:64], size), size)
 	if err != nil {
 		return 0, err
 	}
@@ -267,21 +281,9 @@ func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset
 			return up.Size(), nil
 		}
 	}
-	d, n, err := up.Finish(ctx, blob.PutOptions{})
+	d, n, err := up.Finish(ctx, summed(file, sum))
 	if err != nil {
 		return 0, err
-	}
-	b, err := s.Blobs.Get(d)
-	if err != nil {
-		return 0, err
-	}
-	defer b.Close()
-	h := sha512.New()
-	if _, err := io.Copy(h, b); err != nil {
-		return 0, err
-	}
-	if hex.EncodeToString(h.Sum(nil)) != sum {
-		return 0, fault.Invalid("source_sum", "%s arrived with another sha512 than announced", file).Fix("upload it again")
 	}
 	return n, s.addSource(ctx, repo, Source{File: file, SHA512: sum, Digest: d, Size: n}, time.UnixMicro(s.DB.Now()))
 }

@@ -22,6 +22,8 @@ import (
 	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
+
+	"golang.org/x/sys/unix"
 )
 
 // update is one command of a push: a ref that shall move.
@@ -32,7 +34,18 @@ type update struct {
 
 func zero(id string) bool { return strings.Trim(id, "0") == "" }
 
-const maxUpdates = 1000
+const (
+	maxUpdates = 1000
+	maxSpec    = 4 << 20
+	maxDrain   = 2 << 30
+)
+
+// What git may take to unpack a push: small packs can hold objects that are huge once they are
+// unpacked. Big blobs are streamed, and packs of the repository are looked at in windows.
+const (
+	indexMemory  = 2 << 30 // bytes of address space
+	indexSeconds = 600     // of CPU time
+)
 
 // pktRead reads one pkt-line (gitprotocol-common): nil is a flush.
 func pktRead(r io.Reader) ([]byte, error) {
@@ -97,6 +110,10 @@ func (s *Store) receive(ctx context.Context, repo string, r io.Reader, w io.Writ
 		band.plain = true
 	}
 	unpack := s.take(ctx, repo, us, strings.Contains(caps, "atomic"), br)
+	if unpack != nil {
+		// A client that is still sending hears nothing: let it finish, within reason.
+		_, _ = io.CopyN(io.Discard, r, maxDrain)
+	}
 	var report bytes.Buffer
 	if unpack == nil {
 		pkt(&report, "unpack ok\n")
@@ -239,18 +256,42 @@ func (s *Store) take(ctx context.Context, repo string, us []update, atomic bool,
 // index unpacks the pack into the quarantine and makes sure that nothing is missing.
 func (s *Store) index(ctx context.Context, repo, quarantine string, env []string, r io.Reader) error {
 	lim := &io.LimitedReader{R: r, N: s.MaxPush + 1}
-	c := command(ctx, s.path(repo), env, "index-pack", "--stdin", "--fix-thin", "--strict", "--max-input-size="+strconv.FormatInt(s.MaxPush, 10))
-	c.Stdin = lim
+	c := command(ctx, s.path(repo), env, "-c", "core.bigFileThreshold=32m", "-c", "core.packedGitWindowSize=32m", "-c", "core.packedGitLimit=256m", "-c", "pack.threads=2", "index-pack", "--stdin", "--fix-thin", "--strict", "--max-input-size="+strconv.FormatInt(s.MaxPush, 10))
 	var errs bounded
 	errs.left = 64 << 10
 	c.Stderr = &errs
-	err := c.Run()
+	in, err := c.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	// git has read nothing yet, so it has nothing to take memory for.
+	for limit, most := range map[int]uint64{unix.RLIMIT_AS: indexMemory, unix.RLIMIT_CPU: indexSeconds} {
+		if err := unix.Prlimit(c.Process.Pid, limit, &unix.Rlimit{Cur: most, Max: most}, nil); err != nil {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+			return fmt.Errorf("limit git: %w", err)
+		}
+	}
+	_, cerr := io.Copy(in, lim)
+	_ = in.Close()
+	if err = c.Wait(); err == nil && cerr != nil {
+		err = cerr
+	}
 	if lim.N <= 0 || err != nil && strings.Contains(errs.String(), "exceeds maximum allowed size") {
 		return fault.TooLarge("push_size", "the push has over %d MiB", s.MaxPush>>20).Fix("put big files into the lookaside cache with `drover pkg new-sources`")
 	}
 	if err != nil {
 		if full := durable.Full(quarantine, err); fault.Code(full) == "disk_full" || strings.Contains(errs.String(), "No space left") {
 			return fault.Unavailable("disk_full", "the server's disk is full").Fix("free space on the server, then push again; nothing was changed")
+		}
+		if errs := errs.String(); strings.Contains(errs, "Out of memory") || strings.Contains(errs, "mmap failed") {
+			return fault.TooLarge("push_object_size", "an object of the push is too large to unpack").Fix("put big files into the lookaside cache with `drover pkg new-sources`")
+		}
+		if fault.Code(cerr) == "body_slow" {
+			return cerr
 		}
 		return fault.Invalid("push_pack", "the pack was refused: %s", oneLine(lastLine(errs.String()))).Fix("run `git fsck` in your clone")
 	}
@@ -335,7 +376,14 @@ func (s *Store) checkPackage(ctx context.Context, repo string, env []string, com
 	}
 	want := strings.TrimPrefix(repo, "rpms/")
 	var name string
-	err = s.contents(ctx, repo, env, objs, func(_ object, b []byte) { name = SpecName(b) })
+	err = s.contents(ctx, repo, env, objs, func(o object, size int64, r io.Reader) error {
+		if size > maxSpec {
+			return fault.TooLarge("spec_size", "%s has %d bytes; a spec file has at most %d", o.path, size, maxSpec).Fix("put data into files of its own")
+		}
+		b, err := io.ReadAll(r)
+		name = SpecName(b)
+		return err
+	})
 	if err != nil {
 		return err
 	}
