@@ -61,7 +61,8 @@ func ParseHeader(b []byte) (Header, int, error) { return parseHeader(b, false) }
 
 // ParseInstalled checks a header as an rpm database keeps it, in the blobs of its table
 // Packages: without magic, and with what rpm noted when it installed the package (time, file
-// states, the signature's tags) as entries behind the region. Errors have code rpm_header.
+// states, the signature's tags) as entries behind the region, which replace those of the same
+// tag in it. Errors have code rpm_header.
 func ParseInstalled(blob []byte) (Header, error) {
 	h, size, err := parseHeader(append(magic[:], blob...), true)
 	if err == nil && size != len(magic)+len(blob) {
@@ -105,15 +106,10 @@ func parseHeader(b []byte, installed bool) (Header, int, error) {
 			return Header{}, 0, err
 		}
 		end = int(e.offset) + n
-		if e.tag <= last {
-			if e.tag == last {
-				return Header{}, 0, bad("tag %d comes twice", e.tag)
-			}
-			h.sorted = false
-		}
+		h.sorted = h.sorted && e.tag > last
 		last = e.tag
 	}
-	if !h.sorted && !installed { // rpm itself takes the first of a database's
+	if !h.sorted && !installed {
 		if err := h.unique(); err != nil {
 			return Header{}, 0, err
 		}
@@ -233,8 +229,9 @@ func (h Header) Each(fn func(tag Tag, typ uint32, count int)) {
 	}
 }
 
-// find looks a tag up. Indexes are sorted by tag in every header that rpm wrote since
-// 1997, but nothing enforces it.
+// find looks a tag up. Indexes are sorted by tag in every package that rpm wrote since
+// 1997, but nothing enforces it. Where a tag comes again, in an installed header, the last
+// counts: what stands behind the region replaces what is in it.
 func (h Header) find(tag Tag) (entry, bool) {
 	if h.sorted {
 		lo, hi := 0, len(h.index)/entrySize
@@ -253,7 +250,7 @@ func (h Header) find(tag Tag) (entry, bool) {
 		}
 		return entry{}, false
 	}
-	for i := range h.Len() {
+	for i := h.Len() - 1; i >= 0; i-- {
 		if e := h.entry(i); e.tag == tag {
 			return e, true
 		}

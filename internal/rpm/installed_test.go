@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"database/sql"
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -132,10 +133,10 @@ func TestHostileInstalledHeadersAreRefused(t *testing.T) {
 	if err != nil || h.Int(1008) != 7 || h.String(rpm.Name) != "a" {
 		t.Fatalf("a good one: %d %q %v", h.Int(1008), h.String(rpm.Name), err)
 	}
-	// What rpm changed stands behind the region, beside what the package said.
+	// Behind the region a tag may come again.
 	h, err = rpm.ParseInstalled(region(32, "b\x00", [4]uint32{1000, text, 20, 1}))
-	if err == nil && h.String(rpm.Name) != "a" {
-		t.Errorf("of two names the second is taken: %q", h.String(rpm.Name))
+	if err != nil || h.String(rpm.Name) != "b" {
+		t.Errorf("of two names %q is taken, %v", h.String(rpm.Name), err)
 	}
 	for name, b := range map[string][]byte{
 		"empty":                    nil,
@@ -166,5 +167,41 @@ func TestHostileInstalledHeadersAreRefused(t *testing.T) {
 		if fault.Code(err) != "rpm_header" {
 			t.Errorf("%s: read as %d entries, %v", name, h.Len(), err)
 		}
+	}
+}
+
+// rpm lets what stands behind the region of an installed header replace what is in it.
+func TestEntriesBehindTheRegionReplaceItsOwn(t *testing.T) {
+	name := "one-epoch-0.1-1.x86_64.rpm"
+	home, blobs := installed(t, map[string][]byte{name: fixtures(t)[name]})
+	blob := blobs[0]
+	il, dl := binary.BigEndian.Uint32(blob), binary.BigEndian.Uint32(blob[4:])
+	index, store := blob[8:8+16*il], blob[8+16*il:]
+	changed := binary.BigEndian.AppendUint32(nil, il+1)
+	changed = binary.BigEndian.AppendUint32(changed, dl+8)
+	changed = append(changed, index...)
+	for _, v := range []uint32{uint32(rpm.Summary), rpm.TypeString, dl, 1} {
+		changed = binary.BigEndian.AppendUint32(changed, v)
+	}
+	changed = append(append(changed, store...), "Changed\x00"...)
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(home, "rpmdb", "rpmdb.sqlite"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "UPDATE Packages SET blob = $1", changed); err != nil {
+		t.Fatal(err)
+	}
+	out, err := rpmCommand(t, home, "rpm", "-q", "--qf", "%{SUMMARY}|%{NAME}|%{INSTALLTIME}", "one-epoch").CombinedOutput()
+	if err != nil {
+		t.Fatalf("rpm: %v: %s", err, out)
+	}
+	h, err := rpm.ParseInstalled(changed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const installTime = 1008
+	if got := fmt.Sprintf("%s|%s|%d", h.String(rpm.Summary), h.String(rpm.Name), h.Int(installTime)); got != string(out) {
+		t.Errorf("we read %s, rpm reads %s", got, out)
 	}
 }
