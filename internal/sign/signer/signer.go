@@ -85,30 +85,35 @@ const maxKeys = 100
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
 
 // New opens the signer's directory and reads its keys. One process holds a directory.
-func New(c Config) (s *Signer, err error) {
-	s = &Signer{Config: c}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, err
-	}
-	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
+func New(c Config) (*Signer, error) {
+	s := &Signer{Config: c}
+	if err := s.open(); err != nil {
+		if s.log != nil {
 			_ = s.log.Close()
 		}
-	}()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Signer) open() (err error) {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return err
+	}
+	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return err
+	}
 	if err := unix.Flock(int(s.log.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fault.Unavailable("signer_busy", "another signer holds the directory %s", c.Dir).Wrap(err).Fix("stop it first")
+		return fault.Unavailable("signer_busy", "another signer holds the directory %s", s.Dir).Wrap(err).Fix("stop it first")
 	}
 	if _, err := s.refresh(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.last, s.size, err = VerifyLog(s.logPath()); err != nil {
-		return nil, err
+		return err
 	}
 	// A line that a power cut left half written was never answered for.
-	return s, s.log.Truncate(s.size)
+	return s.log.Truncate(s.size)
 }
 
 // Close closes the log.
@@ -315,14 +320,7 @@ func (s *Signer) Run(ctx context.Context) error {
 	wait := time.Second
 	announced := false
 	for ctx.Err() == nil {
-		err := error(nil)
-		if !announced {
-			err = s.announce(ctx)
-			announced = err == nil
-		}
-		if err == nil {
-			err = s.round(ctx, &announced)
-		}
+		err := s.round(ctx, &announced)
 		if err == nil {
 			wait = time.Second
 			continue
@@ -365,10 +363,11 @@ func (s *Signer) look() (changed bool) {
 }
 
 func (s *Signer) round(ctx context.Context, announced *bool) error {
-	if s.look() {
+	if s.look() || !*announced {
 		if err := s.announce(ctx); err != nil {
 			return err
 		}
+		*announced = true
 	}
 	pctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -379,7 +378,7 @@ func (s *Signer) round(ctx context.Context, announced *bool) error {
 	if len(o.Requests) > 1000 || len(o.NewKeys) > maxKeys {
 		return fault.TooLarge("orders", "the server asks for %d signatures and %d keys at once", len(o.Requests), len(o.NewKeys))
 	}
-	s.look() // the poll took a while; the policy of now counts
+	*announced = !s.look() // the poll took a while; the policy of now counts
 	a := wire.Answer{Done: []wire.Done{}}
 	for _, n := range o.NewKeys {
 		err := error(fault.Denied("keys_by_hand", "this signer makes no keys that it is asked for"))
