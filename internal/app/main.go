@@ -344,6 +344,7 @@ type builderRun struct {
 	Arch    []string `help:"An arch to build for; the host's when not given. Repeatable."`
 	Channel []string `help:"A channel to take tasks from; default when not given. Repeatable."`
 	Slots   int      `help:"Tasks at once; the number of CPUs when not given."`
+	Cache   int64    `default:"20" help:"GiB of buildroot layers that are kept."`
 	Debug   bool     `help:"Log more."`
 }
 
@@ -353,7 +354,7 @@ func (v builderRun) Run(e *cli.Env, l *line) error {
 	if err != nil {
 		return err
 	}
-	w, err := worker.New(worker.Config{Client: c, Dir: v.Dir, CA: l.CA, Arches: v.Arch, Channels: v.Channel, Slots: v.Slots, Log: logger(e.Err, v.Debug), Now: time.Now})
+	w, err := worker.New(worker.Config{Client: c, Dir: v.Dir, CA: l.CA, Arches: v.Arch, Channels: v.Channel, Slots: v.Slots, Cache: v.Cache << 30, Log: logger(e.Err, v.Debug), Now: time.Now})
 	if err != nil {
 		return err
 	}
@@ -361,17 +362,34 @@ func (v builderRun) Run(e *cli.Env, l *line) error {
 }
 
 type shellVerb struct {
-	Task int64  `arg:"" help:"Number of the failed task."`
-	Dir  string `default:"drover-data/builder" help:"Directory of the builder." type:"path"`
+	Task   int64  `arg:"" optional:"" help:"Number of the failed task; without one the kept roots are listed."`
+	Dir    string `default:"drover-data/builder" help:"Directory of the builder." type:"path"`
+	Remove bool   `help:"Remove the kept root."`
 }
 
-// Run opens a shell in a kept root.
+// Run opens a shell in a kept root, or lists or removes what is kept.
 func (v shellVerb) Run(e *cli.Env) error {
 	w, err := worker.New(worker.Config{Dir: v.Dir, Log: logger(e.Err, false), Now: time.Now})
 	if err != nil {
 		return err
 	}
-	return w.Shell(e.Ctx, v.Task, os.Stdin)
+	if v.Remove {
+		return w.Forget(v.Task)
+	}
+	if v.Task != 0 {
+		return w.Shell(e.Ctx, v.Task, os.Stdin)
+	}
+	kept, err := w.Kept()
+	if err != nil {
+		return err
+	}
+	return e.Show(kept, func(out io.Writer) {
+		cli.Table(out, "TASK BYTES SINCE", func(row func(...any)) {
+			for _, k := range kept {
+				row(k.Task, k.Bytes, k.Since.Format(time.DateTime))
+			}
+		})
+	})
 }
 
 type signerVerbs struct {

@@ -190,11 +190,11 @@ type Config struct {
 type Store struct {
 	Config
 
-	mu    sync.Mutex    // guards nudge
-	nudge chan struct{} // closed and replaced when tasks came free, ended, or a log grew
+	queue bell // rings when tasks came free or ended
+	grown bell // rings when a log grew or ended
 
-	handing sync.Mutex       // held while a task is leased; guards polls
-	polls   map[string]int64 // number of each builder's newest poll
+	mu    sync.RWMutex             // guards polls; read-held while a task is handed to one
+	polls map[string]chan struct{} // each builder's newest poll; closed when the next one comes
 }
 
 // New makes a Store.
@@ -202,21 +202,32 @@ func New(c Config) *Store {
 	if c.Lease == 0 {
 		c.Lease = time.Minute
 	}
-	return &Store{Config: c, nudge: make(chan struct{}), polls: map[string]int64{}}
+	return &Store{Config: c, polls: map[string]chan struct{}{}}
 }
 
-// woken returns a channel that closes at the next change of the queue or of a log.
-func (s *Store) woken() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.nudge
+// bell wakes all who wait for the next ring.
+type bell struct {
+	mu sync.Mutex // guards c
+	c  chan struct{}
 }
 
-func (s *Store) wake() {
-	s.mu.Lock()
-	close(s.nudge)
-	s.nudge = make(chan struct{})
-	s.mu.Unlock()
+// next is a channel that closes at the next ring.
+func (b *bell) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c == nil {
+		b.c = make(chan struct{})
+	}
+	return b.c
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c != nil {
+		close(b.c)
+		b.c = nil
+	}
 }
 
 // DefaultInstall is what a buildroot holds before BuildRequires: CentOS Stream's own

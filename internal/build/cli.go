@@ -1,6 +1,7 @@
 package build
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -96,13 +97,13 @@ func upload(e *cli.Env, file string) (blob.Digest, error) {
 		return "", err
 	}
 	defer closeQuietly(resp.Body)
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1024))
-	if err != nil {
+	var up struct {
+		Digest string `json:"digest"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1024)).Decode(&up); err != nil {
 		return "", err
 	}
-	_, rest, _ := strings.Cut(string(b), `"digest":"`)
-	d, _, _ := strings.Cut(rest, `"`)
-	return blob.Parse(d)
+	return blob.Parse(up.Digest)
 }
 
 func get(e *cli.Env, ref string) (w Whole, err error) {
@@ -110,7 +111,7 @@ func get(e *cli.Env, ref string) (w Whole, err error) {
 	return w, err
 }
 
-// wait waits for the end of a build on its event stream: the server says when to look.
+// wait waits for the end of a build: the server says when to look.
 func wait(e *cli.Env, id int64, follow bool) error {
 	said := map[int64]TaskState{}
 	logged := map[int64]bool{}

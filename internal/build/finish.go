@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"drover/internal/auth"
@@ -26,27 +25,41 @@ import (
 const (
 	maxFile  = 8 << 30 // bytes of one package
 	maxFiles = 2000    // packages of one task
-	// maxSources bounds what a source RPM unpacks to while it is compared with its commit.
-	maxSources = 16 << 30
+	// maxUnpacked bounds what a package unpacks to while it is compared with its header, and a
+	// source RPM with its commit.
+	maxUnpacked = 64 << 30
 )
 
 func blobDigest(s string) blob.Digest { return blob.Digest(s) }
 
-func (s *Store) incomingDir(task int64) string {
-	return filepath.Join(s.Dir, "incoming", strconv.FormatInt(task, 10))
+// incomingDir holds the files of one lease of a task: those of an older one never mix in.
+func (s *Store) incomingDir(t Task) string {
+	return filepath.Join(s.Dir, "incoming", leaseName(t))
+}
+
+// leaseName names a lease of a task on disk.
+func leaseName(t Task) string { return fmt.Sprintf("%d.%d", t.ID, t.fence) }
+
+// cut says why an upload stopped: the disk is full, or whoever sent it did.
+func cut(dir string, err error) error {
+	if e := durable.Full(dir, err); fault.Code(e) == "disk_full" {
+		return e
+	}
+	return fault.Unavailable("upload_cut", "the upload stopped before its end").Wrap(err).Fix("send it again")
 }
 
 // TakeFile stores a file that a builder hands in for a held task. It counts only once
 // Finish names it.
 func (s *Store) TakeFile(ctx context.Context, id, fence int64, digest string, r io.Reader) error {
-	if err := s.DB.Read(ctx, func(tx *db.Tx) error { _, err := held(tx, id, fence); return err }); err != nil {
+	t, _, err := s.heldBuild(ctx, id, fence)
+	if err != nil {
 		return err
 	}
 	want, err := blob.Parse(digest)
 	if err != nil {
 		return err
 	}
-	dir := s.incomingDir(id)
+	dir := s.incomingDir(t)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -56,7 +69,7 @@ func (s *Store) TakeFile(ctx context.Context, id, fence int64, digest string, r 
 	sum := newSum(r, maxFile)
 	return durable.Replace(filepath.Join(dir, want.String()), 0o600, func(w io.Writer) error {
 		if _, err := io.Copy(w, sum); err != nil {
-			return durable.Full(dir, err)
+			return cut(dir, err)
 		}
 		if sum.left < 0 {
 			return fault.TooLarge("file_size", "a file of task %d is over %d bytes", id, int64(maxFile))
@@ -71,19 +84,11 @@ func (s *Store) TakeFile(ctx context.Context, id, fence int64, digest string, r 
 // Finish ends a held task with what its builder says of it. What it says is checked first:
 // a result that does not hold is the builder's failure.
 func (s *Store) Finish(ctx context.Context, id int64, f wire.Finish) error {
-	var t Task
-	var b Build
-	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
-		if t, err = held(tx, id, f.Fence); err != nil {
-			return err
-		}
-		b, err = getBuild(tx, t.Build)
-		return err
-	})
+	t, b, err := s.heldBuild(ctx, id, f.Fence)
 	if err != nil {
 		return err
 	}
-	logs, err := s.closeLogs(ctx, id)
+	logs, err := s.closeLogs(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -116,7 +121,7 @@ func (s *Store) Finish(ctx context.Context, id int64, f wire.Finish) error {
 		return s.succeed(tx, t, res, f)
 	})
 	if err == nil {
-		s.afterTask(id)
+		s.afterTask(t)
 	}
 	return err
 }
@@ -161,7 +166,7 @@ func (s *Store) checkFile(ctx context.Context, t Task, b Build, file wire.File, 
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(filepath.Join(s.incomingDir(t.ID), d.String()))
+	f, err := os.Open(filepath.Join(s.incomingDir(t), d.String()))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.Unavailable("file_missing", "the file %s of task %d is not here", d, t.ID).Fix("upload it, then finish again")
 	}
@@ -181,6 +186,9 @@ func (s *Store) checkFile(ctx context.Context, t Task, b Build, file wire.File, 
 		return err
 	}
 	if err := p.CheckPaths(); err != nil {
+		return err
+	}
+	if err := p.VerifyPayload(f, maxUnpacked); err != nil {
 		return err
 	}
 	n := p.NEVRA()
@@ -265,11 +273,11 @@ func (s *Store) checkSource(ctx context.Context, b Build, p *rpm.Package, r io.R
 		if err != nil {
 			return err
 		}
-		if want, err = q.PayloadDigests(up, maxSources); err != nil {
+		if want, err = q.PayloadDigests(up, maxUnpacked); err != nil {
 			return err
 		}
 	}
-	got, err := p.PayloadDigests(r, maxSources)
+	got, err := p.PayloadDigests(r, maxUnpacked)
 	if err != nil {
 		return err
 	}
@@ -339,13 +347,13 @@ func (s *Store) keepRPMs(tx *db.Tx, b Build, res *result) (*wire.Failure, error)
 			}
 			continue
 		}
-		if !b.Scratch {
-			other, err := rpmsWhere(tx, "file = $1 AND build IN (SELECT id FROM build_build WHERE scratch = 0 AND state = 'COMPLETE' AND id <> $2)", r.File, b.ID)
+		if !b.Scratch && r.Arch != "src" { // a source RPM that exists is an NVR that exists: fanOut says so
+			other, err := rpmsWhere(tx, "file = $1 AND build IN (SELECT id FROM build_build WHERE scratch = 0 AND state IN ('BUILDING', 'COMPLETE') AND id <> $2)", r.File, b.ID)
 			if err != nil {
 				return nil, err
 			}
 			if len(other) > 0 {
-				return &wire.Failure{Code: "rpm_exists", Message: fmt.Sprintf("%s was built before, by build %d", r.File, other[0].Build), Remedy: "raise the release"}, nil
+				return &wire.Failure{Code: "rpm_exists", Message: fmt.Sprintf("%s is made by build %d already", r.File, other[0].Build), Remedy: "raise the release"}, nil
 			}
 		}
 		id, err := tx.NextID("build_rpm")
@@ -398,7 +406,7 @@ func (s *Store) fanOut(tx *db.Tx, b Build, t Task, src *rpm.Package) error {
 		var other int64
 		err := tx.QueryRow("SELECT id FROM build_build WHERE nvr = $1 AND scratch = 0 AND state IN ('BUILDING', 'COMPLETE') AND id <> $2", n.NVR(), b.ID).Scan(&other)
 		if err == nil {
-			return s.failBuild(tx, b, wire.Failure{Code: "nvr_exists", Message: fmt.Sprintf("%s exists already: build %d", n.NVR(), other), Remedy: "raise the release, or the version, and push again"})
+			return s.endBuild(tx, b, Failed, wire.Failure{Code: "nvr_exists", Message: fmt.Sprintf("%s exists already: build %d", n.NVR(), other), Remedy: "raise the release, or the version, and push again"})
 		}
 		if !db.NoRow(err) {
 			return err
@@ -409,7 +417,7 @@ func (s *Store) fanOut(tx *db.Tx, b Build, t Task, src *rpm.Package) error {
 	}
 	arches := taskArches(src.Header, plan.Arches)
 	if len(arches) == 0 {
-		return s.failBuild(tx, b, wire.Failure{Code: "no_arch", Message: fmt.Sprintf("%s builds on none of %s", n.NVR(), strings.Join(plan.Arches, ", ")),
+		return s.endBuild(tx, b, Failed, wire.Failure{Code: "no_arch", Message: fmt.Sprintf("%s builds on none of %s", n.NVR(), strings.Join(plan.Arches, ", ")),
 			Remedy: "look at ExclusiveArch and ExcludeArch in the spec file"})
 	}
 	for _, a := range arches {
@@ -438,20 +446,6 @@ func taskArches(h rpm.Header, tag []string) []string {
 		}
 	}
 	return out
-}
-
-// failBuild fails a build whose current task did work.
-func (s *Store) failBuild(tx *db.Tx, b Build, f wire.Failure) error {
-	running, err := s.endBuild(tx, b, Failed, f)
-	if err != nil {
-		return err
-	}
-	tx.AfterCommit(func() {
-		for _, id := range running {
-			s.afterTask(id)
-		}
-	})
-	return nil
 }
 
 // complete ends a build that worked, and hands it to its tag in the same transaction.
@@ -483,34 +477,61 @@ func (s *Store) complete(tx *db.Tx, b Build) error {
 	return s.Tags.Put(tx, b.Tag, b.ID, b.Package)
 }
 
-// TakeSRPM stores a source RPM that a person uploads, to be built by its digest.
+// TakeSRPM stores a source RPM that a person uploads, to be built by its digest. It is checked
+// before it is stored.
 func (s *Store) TakeSRPM(ctx context.Context, r io.Reader) (blob.Digest, error) {
 	if err := auth.Need(ctx, "build.submit", "srpm"); err != nil {
 		return "", err
 	}
-	d, size, err := s.Blobs.Put(ctx, r, blob.PutOptions{Max: maxFile})
-	if err != nil {
+	dir := filepath.Join(s.Dir, "incoming")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	b, err := s.Blobs.Get(d)
+	f, err := os.CreateTemp(dir, "srpm-")
 	if err != nil {
+		return "", durable.Full(dir, err)
+	}
+	defer closeQuietly(f)
+	if err := os.Remove(f.Name()); err != nil {
 		return "", err
 	}
-	defer closeQuietly(b)
-	p, err := rpm.Read(b, size)
-	if err == nil {
-		err = p.VerifyDigests(b)
+	size, err := io.Copy(f, io.LimitReader(r, maxFile+1))
+	if err != nil {
+		return "", cut(dir, err)
 	}
-	if err == nil && !p.Header.IsSource() {
-		err = fault.Invalid("srpm", "%s is no source RPM", p.NEVRA())
+	if size > maxFile {
+		return "", fault.TooLarge("file_size", "a source RPM has at most %d bytes", int64(maxFile))
 	}
-	if err == nil {
-		err = p.CheckPaths()
+	if _, err := readSRPM(f, size); err != nil {
+		return "", err
 	}
+	d, _, err := s.Blobs.Put(ctx, io.NewSectionReader(f, 0, size), blob.PutOptions{})
 	return d, err
 }
 
-func (s *Store) fromSRPM(_ context.Context, b *Build, plan *Plan, d blob.Digest) error {
+// readSRPM reads a source RPM from outside and refuses what no builder should see.
+func readSRPM(r io.ReaderAt, size int64) (*rpm.Package, error) {
+	p, err := rpm.Read(r, size)
+	if err != nil {
+		return nil, err
+	}
+	n := p.NEVRA()
+	if !p.Header.IsSource() {
+		return nil, fault.Invalid("srpm", "%s is no source RPM", n).Fix("give the .src.rpm file")
+	}
+	if _, err := rpm.ParseNEVRA(n.String()); err != nil || !reNVR.MatchString(n.NVR()) {
+		return nil, fault.Invalid("srpm", "%.200q is no name-version-release", n.NVR())
+	}
+	if err := p.VerifyDigests(r); err != nil {
+		return nil, err
+	}
+	if err := p.CheckPaths(); err != nil {
+		return nil, err
+	}
+	return p, p.VerifyPayload(r, maxUnpacked)
+}
+
+func (s *Store) fromSRPM(b *Build, plan *Plan, d blob.Digest) error {
 	if _, err := blob.Parse(d.String()); err != nil {
 		return err
 	}
@@ -519,12 +540,9 @@ func (s *Store) fromSRPM(_ context.Context, b *Build, plan *Plan, d blob.Digest)
 		return err
 	}
 	defer closeQuietly(f)
-	p, err := rpm.Read(f, f.Size())
+	p, err := readSRPM(f, f.Size()) // its digest may be of anything that was ever uploaded
 	if err != nil {
 		return err
-	}
-	if !p.Header.IsSource() {
-		return fault.Invalid("srpm", "%s is no source RPM", p.NEVRA())
 	}
 	b.Package, plan.Epoch = p.NEVRA().Name, int64(p.Header.Int(rpm.BuildTime))
 	return nil

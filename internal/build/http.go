@@ -126,8 +126,10 @@ func (s *Store) people(srv *web.Server) {
 		rc := http.NewResponseController(w)
 		err = s.ReadLog(r.Context(), id, r.PathValue("name"), offset, follow, out, func() { _ = rc.Flush() })
 		if err != nil && out.wrote {
-			s.Log.Warn("a log was cut", "task", id, "err", err)
-			return nil
+			if r.Context().Err() == nil {
+				s.Log.Warn("a log was cut", "task", id, "err", err)
+			}
+			panic(http.ErrAbortHandler)
 		}
 		return err
 	})
@@ -262,7 +264,15 @@ func (s *Store) builders(srv *web.Server) {
 			return fault.NotFound("tree_unknown", "build %d is of no commit", b.ID)
 		}
 		w.Header().Set("Content-Type", "application/x-tar")
-		return s.Git.Archive(r.Context(), b.Repo, b.Commit, w)
+		out := &lazyWriter{w: w}
+		if err := s.Git.Archive(r.Context(), b.Repo, b.Commit, out); err != nil {
+			if !out.wrote {
+				return err
+			}
+			s.Log.Warn("a commit's files were cut", "task", id, "err", err)
+			panic(http.ErrAbortHandler) // a tar that ends early may look whole: the connection must break
+		}
+		return nil
 	})
 	raw("GET /api/v1/builder/tasks/{id}/inputs/{digest}", s.serveInput)
 }
@@ -340,7 +350,7 @@ func (s *Store) Whole(ctx context.Context, ref string) (w Whole, err error) {
 	}
 	for i, t := range w.Tasks {
 		if t.State == TaskOpen {
-			w.Tasks[i].Logs = append(w.Tasks[i].Logs, s.liveLogs(t.ID)...)
+			w.Tasks[i].Logs = append(w.Tasks[i].Logs, s.liveLogs(t)...)
 		}
 	}
 	w.RPMs, err = s.RPMs(ctx, w.ID)

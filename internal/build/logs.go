@@ -3,13 +3,11 @@ package build
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"time"
 
 	"drover/internal/blob"
@@ -25,22 +23,21 @@ const (
 
 var reLog = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}\.log$`)
 
-func (s *Store) logDir(task int64) string {
-	return filepath.Join(s.Dir, "logs", strconv.FormatInt(task, 10))
-}
+// logDir holds the logs of one lease of a task: an older one's builder cannot write into them.
+func (s *Store) logDir(t Task) string { return filepath.Join(s.Dir, "logs", leaseName(t)) }
 
 // AppendLog adds bytes of a held task's log at offset and returns the log's size. Bytes
 // that are there already are passed over, so that a builder may repeat itself; a gap is
 // refused with log_gap, and the size tells where to go on.
 func (s *Store) AppendLog(ctx context.Context, id, fence int64, name string, offset int64, r io.Reader) (int64, error) {
-	err := s.DB.Read(ctx, func(tx *db.Tx) error { _, err := held(tx, id, fence); return err })
+	t, _, err := s.heldBuild(ctx, id, fence)
 	if err != nil {
 		return 0, err
 	}
 	if !reLog.MatchString(name) {
 		return 0, fault.Invalid("log_name", "%.80q is no name of a log", name)
 	}
-	dir := s.logDir(id)
+	dir := s.logDir(t)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, err
 	}
@@ -71,14 +68,19 @@ func (s *Store) AppendLog(ctx context.Context, id, fence int64, name string, off
 	}
 	n, err := io.Copy(io.NewOffsetWriter(f, size), io.LimitReader(r, maxLog-size))
 	size += n
-	s.wake()
+	s.grown.ring()
 	if err != nil {
-		return size, fault.Unavailable("log_cut", "%s of task %d stopped at byte %d", name, id, size).Wrap(err)
+		return size, cut(dir, err)
+	}
+	if size == maxLog {
+		if more, _ := io.CopyN(io.Discard, r, 1); more > 0 {
+			return size, fault.TooLarge("log_size", "%s of task %d is over %d bytes", name, id, int64(maxLog))
+		}
 	}
 	return size, nil
 }
 
-// kept is the logs of a task attempt that has ended, stored and not yet in the database.
+// keptLogs is the logs of a task attempt that has ended, stored and not yet in the database.
 type keptLogs []struct {
 	name   string
 	digest blob.Digest
@@ -86,8 +88,8 @@ type keptLogs []struct {
 }
 
 // closeLogs stores a task's logs as blobs. The files stay until the rows are committed.
-func (s *Store) closeLogs(ctx context.Context, task int64) (out keptLogs, err error) {
-	es, err := os.ReadDir(s.logDir(task))
+func (s *Store) closeLogs(ctx context.Context, t Task) (out keptLogs, err error) {
+	es, err := os.ReadDir(s.logDir(t))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -95,7 +97,7 @@ func (s *Store) closeLogs(ctx context.Context, task int64) (out keptLogs, err er
 		return nil, err
 	}
 	for _, e := range es {
-		f, err := os.Open(filepath.Join(s.logDir(task), e.Name()))
+		f, err := os.Open(filepath.Join(s.logDir(t), e.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -113,34 +115,63 @@ func (s *Store) closeLogs(ctx context.Context, task int64) (out keptLogs, err er
 	return out, nil
 }
 
-// keep writes the rows. Logs of an attempt that will be repeated carry its number.
+// keep writes the rows.
 func (ls keptLogs) keep(tx *db.Tx, t Task) error {
 	for _, l := range ls {
-		name := l.name
-		if t.Attempt > 1 {
-			name = fmt.Sprintf("%s.%d", l.name, t.Attempt)
-		}
-		if _, err := tx.Exec("INSERT INTO build_log (task, name, digest, size) VALUES ($1, $2, $3, $4) ON CONFLICT (task, name) DO NOTHING", t.ID, name, l.digest.String(), l.size); err != nil {
+		if _, err := tx.Exec("INSERT INTO build_log (task, name, digest, size) VALUES ($1, $2, $3, $4)", t.ID, l.name, l.digest.String(), l.size); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// afterTask clears what a task's attempt left on disk, once its rows are committed, and
+// afterTask clears what a lease of a task left on disk, once its rows are committed, and
 // wakes those who wait for it.
-func (s *Store) afterTask(id int64) {
-	for _, dir := range []string{s.logDir(id), s.incomingDir(id)} {
+func (s *Store) afterTask(t Task) {
+	s.queue.ring()
+	s.grown.ring()
+	for _, dir := range []string{s.logDir(t), s.incomingDir(t)} {
 		if err := os.RemoveAll(dir); err != nil {
 			s.Log.Warn("a finished task's files stay", "dir", dir, "err", err)
 		}
 	}
-	s.wake()
 }
 
-// LiveLogs names the logs of a running task with their sizes.
-func (s *Store) liveLogs(id int64) (out []Log) {
-	es, err := os.ReadDir(s.logDir(id))
+// sweep removes what leases that are over left on disk: those of a server that was killed, and
+// those that a slow upload made again.
+func (s *Store) sweep(ctx context.Context) error {
+	for _, kind := range []string{"logs", "incoming"} {
+		es, err := os.ReadDir(filepath.Join(s.Dir, kind))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		// The leases are read after the directory: a newer one is not in it.
+		open := map[string]bool{}
+		err = s.DB.Read(ctx, func(tx *db.Tx) error {
+			ts, err := tasksWhere(tx, "state = 'OPEN'")
+			for _, t := range ts {
+				open[leaseName(t)] = true
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, e := range es {
+			if !e.IsDir() || open[e.Name()] {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(s.Dir, kind, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// liveLogs names the logs of a running task with their sizes.
+func (s *Store) liveLogs(t Task) (out []Log) {
+	es, err := os.ReadDir(s.logDir(t))
 	if err != nil {
 		return nil
 	}
@@ -158,8 +189,9 @@ func (s *Store) ReadLog(ctx context.Context, id int64, name string, offset int64
 	if offset < 0 {
 		return fault.Invalid("log_offset", "a log has no byte %d", offset)
 	}
+	var fence int64
 	for sent := false; ; {
-		woken := s.woken()
+		woken := s.grown.next()
 		var digest string
 		var t Task
 		err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
@@ -191,7 +223,11 @@ func (s *Store) ReadLog(ctx context.Context, id int64, name string, offset int64
 			}
 			return fault.NotFound("log_unknown", "task %d has no log %.80q", id, name).Fix("see `drover task show %d`", id)
 		}
-		n, err := s.copyLive(id, name, offset, w)
+		if sent && t.State == TaskOpen && t.fence != fence {
+			offset = 0 // the task is tried again, with a log of its own
+		}
+		fence = t.fence
+		n, err := s.copyLive(t, name, offset, w)
 		if err != nil {
 			return err
 		}
@@ -215,8 +251,8 @@ func (s *Store) ReadLog(ctx context.Context, id int64, name string, offset int64
 	}
 }
 
-func (s *Store) copyLive(id int64, name string, offset int64, w io.Writer) (int64, error) {
-	f, err := os.Open(filepath.Join(s.logDir(id), name))
+func (s *Store) copyLive(t Task, name string, offset int64, w io.Writer) (int64, error) {
+	f, err := os.Open(filepath.Join(s.logDir(t), name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

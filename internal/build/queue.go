@@ -40,36 +40,33 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 	if len(p.Arches) == 0 || len(p.Arches) > 20 || len(p.Channels) == 0 || len(p.Channels) > 20 || len(p.Running) > 1000 || len(p.Host) > 255 {
 		return wire.Orders{}, fault.Invalid("builder_poll", "a builder has 1 to 20 arches, 1 to 20 channels, and a host name")
 	}
-	enabled, err := s.seen(ctx, builder, p)
-	if err != nil {
+	over := s.newest(builder)
+	if err := s.seen(ctx, builder, p); err != nil {
 		return wire.Orders{}, err
 	}
-	poll := s.newest(builder)
 	if err := s.dropped(ctx, builder, p.Running); err != nil {
 		return wire.Orders{}, err
 	}
 	deadline := time.NewTimer(time.Duration(p.Wait) * time.Second)
 	defer deadline.Stop()
 	for {
-		woken := s.woken()
+		woken := s.queue.next()
 		o := wire.Orders{Tasks: []wire.Task{}}
+		var err error
 		if o.Cancel, err = s.lost(ctx, builder, p.Running); err != nil {
 			return o, err
 		}
-		// A task that this builder has just ended leaves its slot free: the next one goes out in
-		// the same answer.
-		for enabled && len(o.Tasks) < p.Slots+len(o.Cancel) {
-			t, err := s.lease(ctx, builder, poll, p)
-			if err != nil {
+		for {
+			t, err := s.lease(ctx, builder, over, p)
+			if err != nil && len(o.Tasks) == 0 {
 				return o, err
 			}
-			if t == nil {
-				break
+			if err != nil || t == nil {
+				break // what is leased must reach the builder whatever came after it
 			}
 			o.Tasks = append(o.Tasks, *t)
 		}
-		// Requests can overtake each other: a poll that is not the newest asks again.
-		if len(o.Tasks) > 0 || len(o.Cancel) > 0 || !s.isNewest(builder, poll) {
+		if len(o.Tasks) > 0 || len(o.Cancel) > 0 {
 			return o, nil
 		}
 		// Another server on the same database cannot wake us: look again now and then.
@@ -78,6 +75,10 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 		case <-ctx.Done():
 			again.Stop()
 			return o, ctx.Err()
+		case <-over:
+			again.Stop()
+			return o, fault.Conflict("poll_overtaken", "another poll of the builder %s has come in", builder).
+				Fix("give each builder a token of its own; a token is made with `drover auth ticket`")
 		case <-deadline.C:
 			again.Stop()
 			return o, nil
@@ -89,37 +90,35 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 }
 
 // seen notes that a builder is there. Its first word is an event; later ones are bulk.
-func (s *Store) seen(ctx context.Context, name string, p wire.Poll) (enabled bool, err error) {
+func (s *Store) seen(ctx context.Context, name string, p wire.Poll) error {
 	arches, channels := mustJSON(p.Arches), mustJSON(p.Channels)
 	var was struct {
 		host, arches, channels string
-		slots, enabled, seen   int64
+		slots, seen            int64
 	}
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.QueryRow("SELECT host, arches, channels, slots, enabled, seen FROM build_builder WHERE name = $1", name).
-			Scan(&was.host, &was.arches, &was.channels, &was.slots, &was.enabled, &was.seen)
+	err := s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow("SELECT host, arches, channels, slots, seen FROM build_builder WHERE name = $1", name).
+			Scan(&was.host, &was.arches, &was.channels, &was.slots, &was.seen)
 	})
 	fresh := db.NoRow(err)
 	if err != nil && !fresh {
-		return false, err
+		return err
 	}
-	same := was.host == p.Host && was.arches == arches && was.channels == channels
+	same := was.host == p.Host && was.arches == arches && was.channels == channels && was.slots == int64(p.Slots)
 	if !fresh && same && s.DB.Now()-was.seen < (30*time.Second).Microseconds() {
-		return was.enabled != 0, nil
+		return nil
 	}
-	slots := int64(p.Slots + len(p.Running))
-	err = s.DB.Write(ctx, func(tx *db.Tx) error {
+	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		if fresh || !same {
-			if _, err := event.Append(tx, "build.builder", "builder/"+name, map[string]any{"host": p.Host, "arches": p.Arches, "channels": p.Channels}); err != nil {
+			if _, err := event.Append(tx, "build.builder", "builder/"+name, map[string]any{"host": p.Host, "arches": p.Arches, "channels": p.Channels, "slots": p.Slots}); err != nil {
 				return err
 			}
 		}
 		_, err := tx.Exec(`INSERT INTO build_builder (name, host, arches, channels, slots, enabled, note, seen) VALUES ($1, $2, $3, $4, $5, 1, '', $6)
 			ON CONFLICT (name) DO UPDATE SET host = excluded.host, arches = excluded.arches, channels = excluded.channels, slots = excluded.slots, seen = excluded.seen`,
-			name, p.Host, arches, channels, slots, tx.Now())
+			name, p.Host, arches, channels, p.Slots, tx.Now())
 		return err
 	})
-	return fresh || was.enabled != 0, err
 }
 
 func mustJSON(v any) string {
@@ -130,7 +129,8 @@ func mustJSON(v any) string {
 	return string(b)
 }
 
-// lost names the held tasks that are not this builder's any more.
+// lost names the held tasks that are not this builder's any more. One that it ended itself is
+// no news to it.
 func (s *Store) lost(ctx context.Context, builder string, held []wire.Held) (ids []int64, err error) {
 	if len(held) == 0 {
 		return []int64{}, nil
@@ -142,7 +142,7 @@ func (s *Store) lost(ctx context.Context, builder string, held []wire.Held) (ids
 			if err != nil && fault.Code(err) != "task_unknown" {
 				return err
 			}
-			if err != nil || t.State != TaskOpen || t.Builder != builder || t.fence != h.Fence {
+			if err != nil || t.State != TaskOpen && t.State != TaskClosed || t.Builder != builder || t.fence != h.Fence {
 				ids = append(ids, h.ID)
 			}
 		}
@@ -151,19 +151,18 @@ func (s *Store) lost(ctx context.Context, builder string, held []wire.Held) (ids
 	return ids, err
 }
 
-// newest numbers a poll: only the newest of a builder is handed tasks, so that none goes to a
-// poll whose builder has hung up.
-func (s *Store) newest(builder string) int64 {
-	s.handing.Lock()
-	defer s.handing.Unlock()
-	s.polls[builder]++
-	return s.polls[builder]
-}
-
-func (s *Store) isNewest(builder string, poll int64) bool {
-	s.handing.Lock()
-	defer s.handing.Unlock()
-	return s.polls[builder] == poll
+// newest makes a poll its builder's newest and ends the one before it: only the newest is handed
+// tasks, so that none goes to a poll whose builder has hung up. The channel closes when the next
+// poll comes.
+func (s *Store) newest(builder string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if before := s.polls[builder]; before != nil {
+		close(before)
+	}
+	over := make(chan struct{})
+	s.polls[builder] = over
+	return over
 }
 
 // dropped gives back the tasks that were leased to a builder and that it does not hold: it was
@@ -188,69 +187,115 @@ func (s *Store) dropped(ctx context.Context, builder string, running []wire.Held
 	return nil
 }
 
-// lease hands the first free task that fits to the builder: nil when there is none.
-func (s *Store) lease(ctx context.Context, builder string, poll int64, p wire.Poll) (*wire.Task, error) {
-	free := false
-	fits := func(t Task, plan Plan) (string, bool) {
-		if !slices.Contains(p.Channels, t.Channel) {
-			return "", false
+// lease hands the first free task that fits to the builder: nil when there is none, or the
+// builder runs as many as it can already.
+func (s *Store) lease(ctx context.Context, builder string, over <-chan struct{}, p wire.Poll) (*wire.Task, error) {
+	for {
+		// A look without the write lock first: idle builders cost nothing.
+		var found Task
+		var arch string
+		err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+			found, arch, err = fitting(tx, builder, p)
+			return err
+		})
+		if err != nil || found.ID == 0 {
+			return nil, err
 		}
-		if t.Arch != "noarch" {
-			return t.Arch, slices.Contains(p.Arches, t.Arch)
+		out, again, err := s.hand(ctx, found.ID, builder, arch, over)
+		if err != nil || !again {
+			return out, err
 		}
-		for _, a := range p.Arches { // any arch that the tag has serves a noarch package
-			if _, ok := plan.Roots[a]; ok {
-				return a, true
-			}
-		}
-		return "", false
 	}
-	// A look without the write lock first: idle builders cost nothing.
-	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		var n int
-		err := tx.QueryRow("SELECT COUNT(*) FROM build_task WHERE state = 'FREE'").Scan(&n)
-		free = n > 0
-		return err
-	})
-	if err != nil || !free {
-		return nil, err
+}
+
+// hand leases a task to a poll that is not over. When somebody else has the task by now, the
+// caller looks again. A poll that comes after this one waits for the commit, so that it sees what
+// this one was handed.
+func (s *Store) hand(ctx context.Context, id int64, builder, arch string, over <-chan struct{}) (out *wire.Task, again bool, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	select {
+	case <-over:
+		return nil, false, nil
+	default:
 	}
-	s.handing.Lock() // what is leased before a newer poll begins is there for it to be looked at
-	defer s.handing.Unlock()
-	if s.polls[builder] != poll {
-		return nil, nil
-	}
-	var out *wire.Task
 	err = s.DB.Write(ctx, func(tx *db.Tx) error {
-		ts, err := tasksWhere(tx, "state = 'FREE' ORDER BY priority, id LIMIT 200")
+		t, err := getTask(tx, id)
 		if err != nil {
 			return err
 		}
+		if again = t.State != TaskFree; again {
+			return nil
+		}
+		out, again, err = s.open(tx, t, builder, arch)
+		return err
+	})
+	return out, again, err
+}
+
+// open leases a free task to a builder. A task whose inputs are gone fails its build: it must not
+// stand in the way of those behind it.
+func (s *Store) open(tx *db.Tx, t Task, builder, arch string) (out *wire.Task, failed bool, err error) {
+	t.fence++
+	t.Attempt++
+	t.Builder, t.State = builder, TaskOpen
+	plan, err := getPlan(tx, t.Build)
+	if err != nil {
+		return nil, false, err
+	}
+	out, err = s.order(tx, t, plan, arch)
+	if err != nil {
+		e := fault.As(err)
+		return nil, true, s.failTask(tx, t, wire.Failure{Code: e.Code, Message: e.Msg, Remedy: e.Remedy})
+	}
+	_, err = tx.Exec("UPDATE build_task SET state = 'OPEN', builder = $1, fence = $2, attempt = $3, lease = $4, started = $5, running = 0 WHERE id = $6",
+		builder, t.fence, t.Attempt, tx.Now()+s.Lease.Microseconds(), tx.Now(), t.ID)
+	if err != nil {
+		return nil, false, err
+	}
+	_, err = event.Append(tx, "build.task", taskSubject(t.ID), map[string]any{"build": t.Build, "state": "OPEN", "builder": builder, "attempt": t.Attempt})
+	return out, false, err
+}
+
+// fitting finds the first free task for a builder, and the arch of the root to run it in.
+func fitting(tx *db.Tx, builder string, p wire.Poll) (Task, string, error) {
+	var enabled, open int64
+	err := tx.QueryRow("SELECT enabled, (SELECT COUNT(*) FROM build_task WHERE state = 'OPEN' AND builder = $1) FROM build_builder WHERE name = $1", builder).Scan(&enabled, &open)
+	if err != nil || enabled == 0 || open >= int64(p.Slots) {
+		return Task{}, "", err
+	}
+	arches, channels := keys(append(slices.Clone(p.Arches), "noarch")), keys(p.Channels)
+	for offset := 0; ; {
+		ts, err := tasksWhere(tx, `state = 'FREE' AND arch IN (SELECT key FROM json_each($1)) AND channel IN (SELECT key FROM json_each($2))
+			ORDER BY priority, id LIMIT 100 OFFSET $3`, arches, channels, offset)
+		if err != nil || len(ts) == 0 {
+			return Task{}, "", err
+		}
 		for _, t := range ts {
+			if t.Arch != "noarch" {
+				return t, t.Arch, nil
+			}
 			plan, err := getPlan(tx, t.Build)
 			if err != nil {
-				return err
+				return Task{}, "", err
 			}
-			arch, ok := fits(t, plan)
-			if !ok {
-				continue
+			for _, a := range p.Arches { // any arch that the tag has serves a noarch package
+				if _, ok := plan.Roots[a]; ok {
+					return t, a, nil
+				}
 			}
-			t.fence++
-			t.Attempt++
-			_, err = tx.Exec("UPDATE build_task SET state = 'OPEN', builder = $1, fence = $2, attempt = $3, lease = $4, started = $5 WHERE id = $6",
-				builder, t.fence, t.Attempt, tx.Now()+s.Lease.Microseconds(), tx.Now(), t.ID)
-			if err != nil {
-				return err
-			}
-			if _, err := event.Append(tx, "build.task", taskSubject(t.ID), map[string]any{"build": t.Build, "state": "OPEN", "builder": builder, "attempt": t.Attempt}); err != nil {
-				return err
-			}
-			out, err = s.order(tx, t, plan, arch)
-			return err
 		}
-		return nil
-	})
-	return out, err
+		offset += len(ts)
+	}
+}
+
+// keys is a set of words as a JSON parameter: both engines name an object's keys alike.
+func keys(words []string) string {
+	m := map[string]int{}
+	for _, w := range words {
+		m[w] = 1
+	}
+	return mustJSON(m)
 }
 
 func taskSubject(id int64) string  { return fmt.Sprintf("task/%d", id) }
@@ -319,8 +364,15 @@ func (s *Store) Renew(ctx context.Context, id, fence int64) error {
 // lease runs out.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
+	var swept time.Time
 	for {
-		woken := s.woken()
+		if time.Since(swept) > time.Hour {
+			if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+				s.Log.Warn("what ended leases left on disk stays", "err", err)
+			}
+			swept = time.Now()
+		}
+		woken := s.queue.next()
 		next, err := s.expire(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -369,22 +421,24 @@ func (s *Store) expire(ctx context.Context) (time.Duration, error) {
 
 // giveBack takes a task from a builder that lost it, unless it was renewed or ended meanwhile.
 func (s *Store) giveBack(ctx context.Context, was Task, why wire.Failure) error {
-	logs, err := s.closeLogs(ctx, was.ID)
+	logs, err := s.closeLogs(ctx, was)
 	if err != nil {
 		return err
 	}
+	given := false
 	err = s.DB.Write(ctx, func(tx *db.Tx) error {
 		t, err := getTask(tx, was.ID)
 		if err != nil || t.State != TaskOpen || t.fence != was.fence || t.lease != was.lease {
 			return err
 		}
+		given = true
 		if err := logs.keep(tx, t); err != nil {
 			return err
 		}
 		return s.failTask(tx, t, why)
 	})
-	if err == nil {
-		s.afterTask(was.ID)
+	if err == nil && given {
+		s.afterTask(was)
 	}
 	return err
 }
@@ -448,7 +502,7 @@ func (s *Store) EnableBuilder(ctx context.Context, name string, on bool, note st
 		return err
 	})
 	if err == nil {
-		s.wake()
+		s.queue.ring()
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"drover/internal/auth"
@@ -39,6 +40,9 @@ func (s *Store) Submit(ctx context.Context, r Request) (Build, error) {
 	if len(r.Arches) > 0 && !r.Scratch {
 		return Build{}, fault.Invalid("build_arches", "only a scratch build may choose its arches").Fix("add --scratch, or leave the arches out")
 	}
+	if r.Channel != "" && !reWord.MatchString(r.Channel) {
+		return Build{}, fault.Invalid("channel", "%.80q is no channel", r.Channel).Fix("see `drover builder list` for the channels of builders")
+	}
 	if r.Priority < 0 || r.Priority > 1000 {
 		return Build{}, fault.Invalid("priority", "a priority is a number from 0 to 1000, not %d", r.Priority)
 	}
@@ -71,7 +75,7 @@ func (s *Store) Submit(ctx context.Context, r Request) (Build, error) {
 		if err := s.fromCommit(ctx, &b, &plan, r.Ref); err != nil {
 			return Build{}, err
 		}
-	} else if err := s.fromSRPM(ctx, &b, &plan, r.SRPM); err != nil {
+	} else if err := s.fromSRPM(&b, &plan, r.SRPM); err != nil {
 		return Build{}, err
 	}
 	for _, a := range plan.Arches {
@@ -138,7 +142,7 @@ func (s *Store) start(ctx context.Context, b Build, plan Plan) (Build, error) {
 		return err
 	})
 	if err == nil {
-		s.wake()
+		s.queue.ring()
 	}
 	return b, err
 }
@@ -146,8 +150,7 @@ func (s *Store) start(ctx context.Context, b Build, plan Plan) (Build, error) {
 // Cancel ends a build that is not done. Builders are told at once; canceling again is no
 // error.
 func (s *Store) Cancel(ctx context.Context, id int64, reason string) error {
-	var open []int64
-	err := s.DB.Write(ctx, func(tx *db.Tx) error {
+	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		b, err := getBuild(tx, id)
 		if err != nil {
 			return err
@@ -163,14 +166,8 @@ func (s *Store) Cancel(ctx context.Context, id int64, reason string) error {
 		if b.State != Building {
 			return fault.Conflict("build_done", "build %d is %s already", id, strings.ToLower(string(b.State)))
 		}
-		open, err = s.endBuild(tx, b, Canceled, wire.Failure{Code: "canceled", Message: "canceled by " + tx.Actor() + optional(": ", reason)})
-		return err
+		return s.endBuild(tx, b, Canceled, wire.Failure{Code: "canceled", Message: "canceled by " + tx.Actor() + optional(": ", reason)})
 	})
-	for _, t := range open {
-		s.afterTask(t)
-	}
-	s.wake()
-	return err
 }
 
 func optional(prefix, text string) string {
@@ -181,11 +178,11 @@ func optional(prefix, text string) string {
 }
 
 // endBuild ends a build that did not work: all its tasks that are not done are canceled,
-// the root task takes the state. It returns the tasks that were running.
-func (s *Store) endBuild(tx *db.Tx, b Build, state State, f wire.Failure) (running []int64, err error) {
+// the root task takes the state.
+func (s *Store) endBuild(tx *db.Tx, b Build, state State, f wire.Failure) error {
 	ts, err := tasksWhere(tx, "build = $1 AND state IN ('FREE', 'OPEN') ORDER BY id", b.ID)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	root := TaskFailed
 	if state == Canceled {
@@ -196,23 +193,24 @@ func (s *Store) endBuild(tx *db.Tx, b Build, state State, f wire.Failure) (runni
 		if t.ID == b.Task {
 			to = root
 		} else if t.State == TaskOpen {
-			running = append(running, t.ID)
+			tx.AfterCommit(func() { s.afterTask(t) })
 		}
 		// The fence moves, so that nothing the builder still says counts.
 		if _, err := tx.Exec("UPDATE build_task SET state = $1, fence = fence + 1, lease = 0, finished = $2 WHERE id = $3", string(to), tx.Now(), t.ID); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	tx.AfterCommit(s.queue.ring)
 	kind := "build.failed"
 	if state == Canceled {
 		kind = "build.canceled"
 	}
 	if _, err := event.Append(tx, kind, buildSubject(b.ID), map[string]any{"package": b.Package, "nvr": b.NVR, "code": f.Code, "message": clip(f.Message)}); err != nil {
-		return nil, err
+		return err
 	}
 	_, err = tx.Exec("UPDATE build_build SET state = $1, finished = $2, code = $3, message = $4, remedy = $5, line = $6 WHERE id = $7",
 		string(state), tx.Now(), clip(f.Code), clip(f.Message), clip(f.Remedy), clip(f.Line), b.ID)
-	return running, err
+	return err
 }
 
 // clip bounds a text that a builder sent.
@@ -232,6 +230,10 @@ func (s *Store) failTask(tx *db.Tx, t Task, f wire.Failure) error {
 		if _, err := event.Append(tx, "build.task", taskSubject(t.ID), map[string]any{"build": t.Build, "state": "FREE", "code": clip(f.Code), "message": clip(f.Message), "builder": t.Builder}); err != nil {
 			return err
 		}
+		// The logs of an attempt that is repeated carry its number: the plain names are the last one's.
+		if _, err := tx.Exec("UPDATE build_log SET name = name || '.' || CAST($1 AS TEXT) WHERE task = $2 AND name LIKE '%.log'", strconv.FormatInt(t.Attempt, 10), t.ID); err != nil {
+			return err
+		}
 		_, err := tx.Exec("UPDATE build_task SET state = 'FREE', fence = fence + 1, lease = 0, builder = '', code = $1, message = $2 WHERE id = $3", clip(f.Code), clip(f.Message), t.ID)
 		return err
 	}
@@ -247,14 +249,5 @@ func (s *Store) failTask(tx *db.Tx, t Task, f wire.Failure) error {
 	if err != nil {
 		return err
 	}
-	running, err := s.endBuild(tx, b, Failed, f)
-	if err != nil {
-		return err
-	}
-	tx.AfterCommit(func() {
-		for _, id := range running {
-			s.afterTask(id)
-		}
-	})
-	return nil
+	return s.endBuild(tx, b, Failed, f)
 }

@@ -31,7 +31,7 @@ type Poll struct {
 	Version  int      `json:"version"`
 	Arches   []string `json:"arches"`                          // what it builds: "x86_64", "noarch"
 	Channels []string `json:"channels"`                        // "default"
-	Slots    int      `json:"slots" minimum:"0" maximum:"256"` // how many more tasks it takes now
+	Slots    int      `json:"slots" minimum:"0" maximum:"256"` // how many tasks it runs at once, those that it holds counted
 	Running  []Held   `json:"running"`                         // what it holds; the server cancels what it should not hold
 	Host     string   `json:"host"`                            // host name, for people
 	Wait     int      `json:"wait" minimum:"0" maximum:"55"`   // seconds to wait when there is nothing

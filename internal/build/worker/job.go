@@ -2,13 +2,13 @@ package worker
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/http"
 	"os"
@@ -35,7 +35,20 @@ type job struct {
 	asker string // who asks for what dnf installs, for its errors
 	root  *sandbox.Root
 	used  layers
+	held  []string // layers that must stay while the task runs
 	kept  string
+	tight bool // the root has less disk than the task may use
+}
+
+// clear takes away what the task needed. It comes after the server knows how the task ended:
+// nobody waits for it.
+func (j *job) clear() {
+	if j.root != nil {
+		if err := j.root.Close(); err != nil {
+			j.Log.Warn("a root stays until the builder starts again", "task", j.ID, "err", err)
+		}
+	}
+	j.letGo()
 }
 
 // Bounds of what a builder takes in.
@@ -49,7 +62,7 @@ const (
 func (j *job) execute(ctx context.Context, f *wire.Finish) (err error) {
 	begin := j.Now()
 	j.asker = "the install list of the build tag"
-	base, warm, err := j.baseRoot(ctx, j)
+	base, warm, err := j.baseRoot(ctx)
 	if err != nil {
 		return err
 	}
@@ -64,15 +77,15 @@ func (j *job) execute(ctx context.Context, f *wire.Finish) (err error) {
 		}
 		defer file.Close()
 		j.asker = src.NEVRA().NVR()
-		if j.used, warm, err = j.withRequires(ctx, j, base, requirements(src.Header)); err != nil {
+		if j.used, warm, err = j.withRequires(ctx, base, requirements(src.Header)); err != nil {
 			return err
 		}
 		f.Warm = f.Warm && warm
 	}
-	if j.root, err = j.box.NewRoot(ctx, sandbox.RootSpec{Lower: j.paths(j.used), DiskBytes: j.Limits.Disk}); err != nil {
+	j.tight = j.Limits.Disk > j.share
+	if j.root, err = j.box.NewRoot(ctx, sandbox.RootSpec{Lower: j.paths(j.used), DiskBytes: min(j.Limits.Disk, j.share)}); err != nil {
 		return infra(err)
 	}
-	defer j.root.Close() //nolint:errcheck // nothing of it is wanted any more
 	f.Before = j.used.Pkgs
 	j.logs.say("root ready in %s", j.Now().Sub(begin).Round(time.Millisecond))
 	switch j.Method {
@@ -103,7 +116,7 @@ func (j *job) fetchSRPM(ctx context.Context) (*os.File, *rpm.Package, error) {
 	if len(j.Inputs) != 1 {
 		return nil, nil, infra(fault.Invalid("task_inputs", "the task has %d inputs, not one source RPM", len(j.Inputs)))
 	}
-	f, err := os.CreateTemp("", "drover-srpm-")
+	f, err := os.CreateTemp(filepath.Join(j.Dir, "tmp"), "srpm-")
 	if err != nil {
 		return nil, nil, infra(err)
 	}
@@ -171,14 +184,26 @@ func depText(d rpm.Dep) string {
 	return d.Name + " " + op + " " + d.EVR
 }
 
-// sources opens the SOURCES directory of the root. All that the host writes there goes
-// through os.Root: nothing in the root can lead it out.
-func (j *job) sources() (*os.Root, error) {
-	return os.OpenRoot(filepath.Join(j.root.Path, topdir, "SOURCES"))
+// dir opens a directory of rpmbuild's in the root. All that the host does there goes through
+// os.Root, from the root's own top on: what a build put into its place cannot lead out.
+func (j *job) dir(name string) (*os.Root, error) {
+	top, err := os.OpenRoot(j.root.Path)
+	if err != nil {
+		return nil, infra(err)
+	}
+	defer top.Close()
+	d, err := top.OpenRoot(strings.TrimPrefix(topdir, "/") + "/" + name)
+	if err != nil {
+		return nil, fault.Invalid("build_failed", "the build took away its own directory %s/%s", topdir, name).Wrap(err)
+	}
+	return d, nil
 }
 
 func (j *job) create(dir *os.Root, name string, mode os.FileMode, fill func(io.Writer) error) error {
 	f, err := dir.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fault.Invalid("source_twice", "the file %.200q comes twice, of the commit and of the lookaside cache", name).Fix("take it out of git, or out of sources")
+	}
 	if err != nil {
 		return infra(err)
 	}
@@ -192,9 +217,9 @@ func (j *job) create(dir *os.Root, name string, mode os.FileMode, fill func(io.W
 
 // fromTree makes the source RPM of a commit.
 func (j *job) fromTree(ctx context.Context, f *wire.Finish) error {
-	dir, err := j.sources()
+	dir, err := j.dir("SOURCES")
 	if err != nil {
-		return infra(err)
+		return err
 	}
 	defer dir.Close()
 	for _, in := range j.Inputs {
@@ -276,9 +301,9 @@ func (j *job) fromSRPM(ctx context.Context, f *wire.Finish, src *rpm.Package, fi
 	if err := src.CheckPaths(); err != nil {
 		return err
 	}
-	dir, err := j.sources()
+	dir, err := j.dir("SOURCES")
 	if err != nil {
-		return infra(err)
+		return err
 	}
 	defer dir.Close()
 	// The host unpacks the source RPM itself, into SOURCES and nowhere else.
@@ -323,35 +348,55 @@ func (j *job) dynamic(ctx context.Context, f *wire.Finish, spec string) error {
 		if !errors.As(err, &ex) || ex.code != 11 {
 			return err
 		}
-		names, _ := filepath.Glob(filepath.Join(j.root.Path, topdir, "SRPMS", "*.buildreqs.nosrc.rpm"))
-		if len(names) != 1 {
-			return err
+		p, rerr := j.asked()
+		if rerr != nil {
+			return rerr
 		}
-		r, err := os.OpenRoot(filepath.Dir(names[0]))
-		if err != nil {
-			return infra(err)
-		}
-		b, err := r.ReadFile(filepath.Base(names[0]))
-		_ = r.Close()
-		if err != nil {
-			return infra(err)
-		}
-		p, err := rpm.Read(bytes.NewReader(b), int64(len(b)))
-		if err != nil {
+		if p == nil {
 			return err
 		}
 		j.asker = "%generate_buildrequires of " + j.Name
-		if err := j.install(ctx, j, j.root, requirements(p.Header)); err != nil {
+		if err := j.install(ctx, j.root, requirements(p.Header)); err != nil {
 			return err
 		}
 		if f.Before, err = j.installed(ctx, j.root); err != nil {
 			return err
 		}
-		if err := os.Remove(names[0]); err != nil {
-			return infra(err)
-		}
 	}
 	return fault.Invalid("deps_endless", "%%generate_buildrequires of %s asks for more each time", j.Name).Fix("make it ask for the same packages when they are installed")
+}
+
+// asked takes the package in which rpmbuild -br says what is missing; nil when there is none.
+func (j *job) asked() (*rpm.Package, error) {
+	dir, err := j.dir("SRPMS")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := find(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if !strings.HasSuffix(n, ".buildreqs.nosrc.rpm") {
+			continue
+		}
+		f, err := dir.Open(n)
+		if err != nil {
+			return nil, infra(err)
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return nil, infra(err)
+		}
+		p, err := rpm.Read(f, st.Size())
+		if err != nil {
+			return nil, err
+		}
+		return p, infra(dir.Remove(n))
+	}
+	return nil, nil
 }
 
 // exitError is rpmbuild's end with an exit code.
@@ -392,6 +437,7 @@ func (j *job) rpmbuild(ctx context.Context, f *wire.Finish, log, args string) er
 		return err
 	}
 	w := j.logs.file(log)
+	j.logs.last = log
 	f.Started = j.Now().UnixMicro()
 	j.logs.say("rpmbuild %s", args)
 	res, err := j.root.Run(ctx, sandbox.Spec{Args: []string{"/bin/sh", "-c", "rpmbuild" + defs + " " + args + "; exit $?"},
@@ -426,14 +472,14 @@ func (j *job) collect(ctx context.Context, f *wire.Finish) error {
 	if j.Method != wire.MethodArch {
 		sub = "SRPMS"
 	}
-	dir, err := os.OpenRoot(filepath.Join(j.root.Path, topdir, sub))
+	dir, err := j.dir(sub)
 	if err != nil {
-		return infra(err)
+		return err
 	}
 	defer dir.Close()
 	names, err := find(dir)
 	if err != nil {
-		return infra(err)
+		return err
 	}
 	if len(names) == 0 {
 		return fault.Invalid("nothing_built", "rpmbuild of %s made no packages", j.Name).Fix("a package needs a %%files section to be made")
@@ -449,34 +495,44 @@ func (j *job) collect(ctx context.Context, f *wire.Finish) error {
 	return nil
 }
 
-// find names the RPMs below a directory that a build could write in.
+// maxHanded bounds what is looked at where a build leaves its packages.
+const maxHanded = 10_000
+
+// find names the RPMs in a directory that a build could write in, and one level below. Only plain
+// files are taken: nothing of the build runs any more that could change one.
 func find(dir *os.Root) (names []string, err error) {
-	top, err := dir.Open(".")
+	seen := 0
+	list := func(sub string) ([]os.DirEntry, error) {
+		d, err := dir.Open(sub)
+		if err != nil {
+			return nil, infra(err)
+		}
+		defer d.Close()
+		es, err := d.ReadDir(maxHanded)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, infra(err)
+		}
+		if seen += len(es); seen >= maxHanded {
+			return nil, fault.TooLarge("too_many_packages", "the build left over %d files where its packages should be", maxHanded)
+		}
+		return es, nil
+	}
+	top, err := list(".")
 	if err != nil {
 		return nil, err
 	}
-	defer top.Close()
-	es, err := top.ReadDir(1000)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	for _, e := range es {
+	for _, e := range top {
 		if e.Type().IsRegular() && strings.HasSuffix(e.Name(), ".rpm") {
 			names = append(names, e.Name())
 		}
 		if !e.IsDir() {
 			continue
 		}
-		d, err := dir.Open(e.Name())
+		below, err := list(e.Name())
 		if err != nil {
 			return nil, err
 		}
-		fs, err := d.ReadDir(5000)
-		_ = d.Close()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, err
-		}
-		for _, f := range fs {
+		for _, f := range below {
 			if f.Type().IsRegular() && strings.HasSuffix(f.Name(), ".rpm") {
 				names = append(names, e.Name()+"/"+f.Name())
 			}
@@ -529,20 +585,23 @@ func (j *job) failure(err error) *wire.Failure {
 	f.Infra = errors.As(err, &in) || e.Kind == fault.KindInternal || e.Code == "builder_stopping"
 	var ex *exitError
 	if errors.As(err, &ex) || e.Code == "disk_limit" || e.Code == "memory_limit" || e.Code == "pids_limit" || e.Code == "time_limit" {
-		f.Infra = false
+		f.Infra = e.Code == "disk_limit" && j.tight // another builder may have more
 		f.Line = firstError(j.logs.lastLog)
 	}
 	return f
 }
 
-// keptRoots is how many failed roots stay on a builder.
-const keptRoots = 5
+// Failed roots stay on a builder for `drover build shell`: so many, and none above so many bytes.
+const (
+	keptRoots = 5
+	keptBytes = 4 << 30
+)
 
 // keepRoot copies the upper layer of a failed build, for `drover build shell`.
 func (j *job) keepRoot(err error) {
-	j.logs.lastLog = j.logs.tail("build.log", 8<<20)
+	j.logs.lastLog = j.logs.tail(j.logs.last, 8<<20)
 	var ex *exitError
-	if !errors.As(err, &ex) || j.Method != wire.MethodArch {
+	if !errors.As(err, &ex) || j.Method != wire.MethodArch || diskUse(j.root.Upper()) > keptBytes {
 		return
 	}
 	dir := filepath.Join(j.Dir, "failed", strconv.FormatInt(j.ID, 10))
@@ -562,27 +621,78 @@ func (j *job) keepRoot(err error) {
 		return
 	}
 	j.kept = dir
-	es, _ := os.ReadDir(filepath.Join(j.Dir, "failed"))
-	slices.SortFunc(es, func(a, b os.DirEntry) int {
-		x, _ := strconv.Atoi(a.Name())
-		y, _ := strconv.Atoi(b.Name())
-		return y - x
-	})
-	for _, e := range es[min(len(es), keptRoots):] {
-		_ = os.RemoveAll(filepath.Join(j.Dir, "failed", e.Name()))
+	kept, _ := j.Kept()
+	for _, k := range kept[min(len(kept), keptRoots):] {
+		_ = j.Forget(k.Task)
 	}
 }
 
-// Shell opens a shell in the kept root of a failed task: the same layers, user and limits of
-// the sandbox, no network.
-func (w *Worker) Shell(ctx context.Context, task int64, tty *os.File) error {
-	dir := filepath.Join(w.Dir, "failed", strconv.FormatInt(task, 10))
-	b, err := os.ReadFile(filepath.Join(dir, "layers"))
+// KeptRoot is the root of a failed task that stays on the builder.
+type KeptRoot struct {
+	Task  int64     `json:"task"`
+	Since time.Time `json:"since"`
+	Bytes int64     `json:"bytes"`
+
+	layers []string
+}
+
+// Kept lists the kept roots, the newest first.
+func (w *Worker) Kept() (ks []KeptRoot, err error) {
+	es, err := os.ReadDir(filepath.Join(w.Dir, "failed"))
 	if err != nil {
-		return fault.NotFound("root_unknown", "this builder keeps no root of task %d", task).Fix("the task's page says which builder keeps it; the last %d stay", keptRoots)
+		return nil, err
 	}
-	l := layers{Dirs: strings.Split(string(b), "\n")}
-	r, err := w.box.NewRoot(ctx, sandbox.RootSpec{Lower: append([]string{filepath.Join(dir, "upper")}, w.paths(l)...), DiskBytes: 8 << 30})
+	for _, e := range es {
+		dir := filepath.Join(w.Dir, "failed", e.Name())
+		id, err := strconv.ParseInt(e.Name(), 10, 64)
+		if err != nil {
+			continue // one that is being copied
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "layers"))
+		if err != nil {
+			continue
+		}
+		k := KeptRoot{Task: id, Bytes: diskUse(filepath.Join(dir, "upper")), layers: strings.Split(string(b), "\n")}
+		if st, err := e.Info(); err == nil {
+			k.Since = st.ModTime().UTC()
+		}
+		ks = append(ks, k)
+	}
+	slices.SortFunc(ks, func(a, b KeptRoot) int { return b.Since.Compare(a.Since) })
+	return ks, nil
+}
+
+// keptRoot finds one kept root and its directory.
+func (w *Worker) keptRoot(task int64) (k KeptRoot, dir string, err error) {
+	ks, err := w.Kept()
+	for _, k := range ks {
+		if k.Task == task {
+			return k, filepath.Join(w.Dir, "failed", strconv.FormatInt(task, 10)), nil
+		}
+	}
+	if err == nil {
+		err = fault.NotFound("root_unknown", "this builder keeps no root of task %d", task).Fix("`drover build shell` without a number lists them; the last %d stay", keptRoots)
+	}
+	return k, "", err
+}
+
+// Forget removes a kept root.
+func (w *Worker) Forget(task int64) error {
+	_, dir, err := w.keptRoot(task)
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// Shell opens a shell in the kept root of a failed task: the same layers, user and limits of
+// the sandbox, no network. What it writes is gone when it ends.
+func (w *Worker) Shell(ctx context.Context, task int64, tty *os.File) error {
+	k, dir, err := w.keptRoot(task)
+	if err != nil {
+		return err
+	}
+	r, err := w.box.NewRoot(ctx, sandbox.RootSpec{Lower: append([]string{filepath.Join(dir, "upper")}, w.paths(layers{Dirs: k.layers})...), DiskBytes: 8 << 30})
 	if err != nil {
 		return err
 	}

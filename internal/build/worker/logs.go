@@ -32,7 +32,8 @@ type logs struct {
 	wg   sync.WaitGroup
 	done chan struct{}
 
-	lastLog []byte // the end of the build log of a failed build
+	last    string // name of the log that rpmbuild wrote last
+	lastLog []byte // the end of it, when the build failed
 }
 
 type logFile struct {
@@ -44,12 +45,9 @@ type logFile struct {
 	more chan struct{} // has a token when there is something to send
 }
 
-func newLogs(w *Worker, t wire.Task) *logs {
-	dir, err := os.MkdirTemp("", "drover-logs-")
-	if err != nil {
-		w.Log.Error("logs", "err", err)
-	}
-	return &logs{w: w, t: t, dir: dir, all: map[string]*logFile{}, done: make(chan struct{})}
+func newLogs(w *Worker, t wire.Task) (*logs, error) {
+	dir, err := os.MkdirTemp(filepath.Join(w.Dir, "tmp"), "logs-")
+	return &logs{w: w, t: t, dir: dir, all: map[string]*logFile{}, done: make(chan struct{})}, infra(err)
 }
 
 // file is a log by name; writing to it never fails for the writer.
@@ -128,7 +126,11 @@ func (f *logFile) send() {
 				fails = 0
 				continue
 			}
-			if fails++; fault.As(err).Kind != fault.KindUnavailable || fails > 30 {
+			e := fault.As(err)
+			if e.Code == "log_gap" { // the server lost some, or another one answers: what it has it passes over
+				sent = 0
+			}
+			if fails++; e.Code != "log_gap" && e.Kind != fault.KindUnavailable && e.Kind != fault.KindInternal || fails > 30 {
 				return // the task is not ours any more, or nobody listens
 			}
 			time.Sleep(time.Duration(fails) * 200 * time.Millisecond)
@@ -148,7 +150,9 @@ func (l *logs) close() {
 			_ = f.f.Close()
 		}
 	}
-	_ = os.RemoveAll(l.dir)
+	if l.dir != "" {
+		_ = os.RemoveAll(l.dir)
+	}
 }
 
 // tail is the last bytes of a log, to look for the error in.

@@ -10,19 +10,24 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"drover/internal/build/wire"
 	"drover/internal/durable"
 	"drover/internal/fault"
 	"drover/internal/sandbox"
+
+	"golang.org/x/sys/unix"
 )
 
 // layers is a buildroot as read-only layers, topmost first, with what is installed in it.
@@ -60,59 +65,83 @@ func (w *Worker) lockKey(key string) func() {
 	return m.Unlock
 }
 
-// cached finds a buildroot that was made before. The index is written last, so what it names
-// is whole.
-func (w *Worker) cached(key string) (l layers, ok bool) {
-	b, err := os.ReadFile(filepath.Join(w.Dir, "index", key))
+// hold keeps layers from being thrown away until letGo.
+func (j *job) hold(names ...string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, n := range names {
+		j.using[n]++
+		j.held = append(j.held, n)
+	}
+}
+
+func (j *job) letGo() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, n := range j.held {
+		if j.using[n]--; j.using[n] == 0 {
+			delete(j.using, n)
+		}
+	}
+	j.held = nil
+}
+
+// cached finds a buildroot that was made before, and holds its layers. The index is written last,
+// so what it names was whole; what was thrown away since is not there.
+func (j *job) cached(key string) (l layers, ok bool) {
+	b, err := os.ReadFile(filepath.Join(j.Dir, "index", key))
 	if err != nil || json.Unmarshal(b, &l) != nil || len(l.Dirs) == 0 {
 		return l, false
 	}
-	now := w.Now()
-	for _, d := range w.paths(l) {
-		if _, err := os.Stat(d); err != nil {
+	j.hold(l.Dirs...)
+	now := j.Now()
+	for _, d := range j.paths(l) {
+		if err := os.Chtimes(d, now, now); err != nil { // what was used last is thrown away last
 			return l, false
 		}
-		_ = os.Chtimes(d, now, now) // what was used last is thrown away last
 	}
-	_ = os.Chtimes(filepath.Join(w.Dir, "index", key), now, now)
+	_ = os.Chtimes(filepath.Join(j.Dir, "index", key), now, now)
 	return l, true
 }
+
+// format names how layers are made: a change of it makes them anew.
+const format = "1"
 
 // baseRoot is the buildroot of a task before BuildRequires. The key is the repositories'
 // digests, what is installed, and the arch: dnf's answer to those never changes, so a root
 // that was made for them once needs no dnf. The layer itself is named by what dnf resolved.
-func (w *Worker) baseRoot(ctx context.Context, j *job) (l layers, warm bool, err error) {
-	key := keyOf("base", j.Root, j.Arch)
-	defer w.lockKey(key)()
-	if l, ok := w.cached(key); ok {
+func (j *job) baseRoot(ctx context.Context) (l layers, warm bool, err error) {
+	key := keyOf("base", format, j.Root, j.Arch)
+	defer j.lockKey(key)()
+	if l, ok := j.cached(key); ok {
 		return l, true, nil
 	}
-	l, err = w.makeLayer(ctx, j, key, layers{}, j.Root.Install)
+	l, err = j.makeLayer(ctx, key, layers{}, j.Root.Install)
 	return l, false, err
 }
 
 // withRequires is a buildroot with BuildRequires installed, as a layer above its base.
-func (w *Worker) withRequires(ctx context.Context, j *job, base layers, reqs []string) (l layers, warm bool, err error) {
+func (j *job) withRequires(ctx context.Context, base layers, reqs []string) (l layers, warm bool, err error) {
 	if len(reqs) == 0 {
 		return base, true, nil
 	}
-	key := keyOf("requires", j.Root, j.Arch, base.Dirs, reqs)
-	defer w.lockKey(key)()
-	if l, ok := w.cached(key); ok {
+	key := keyOf("requires", format, j.Root, j.Arch, base.Dirs, reqs)
+	defer j.lockKey(key)()
+	if l, ok := j.cached(key); ok {
 		return l, true, nil
 	}
-	l, err = w.makeLayer(ctx, j, key, base, reqs)
+	l, err = j.makeLayer(ctx, key, base, reqs)
 	return l, false, err
 }
 
-func (w *Worker) makeLayer(ctx context.Context, j *job, key string, below layers, install []string) (l layers, err error) {
-	w.evict(below)
-	r, err := w.box.NewRoot(ctx, sandbox.RootSpec{Lower: w.paths(below), DiskBytes: 32 << 30, Keep: true})
+func (j *job) makeLayer(ctx context.Context, key string, below layers, install []string) (l layers, err error) {
+	j.evict()
+	r, err := j.box.NewRoot(ctx, sandbox.RootSpec{Lower: j.paths(below), DiskBytes: min(32<<30, j.share), Keep: true})
 	if err != nil {
 		return l, infra(err)
 	}
 	defer r.Close() //nolint:errcheck // Commit or Close has told
-	if err := w.install(ctx, j, r, install); err != nil {
+	if err := j.install(ctx, r, install); err != nil {
 		return l, err
 	}
 	if len(below.Dirs) == 0 {
@@ -120,15 +149,16 @@ func (w *Worker) makeLayer(ctx context.Context, j *job, key string, below layers
 			return l, infra(err)
 		}
 	}
-	if l.Pkgs, err = w.installed(ctx, r); err != nil {
+	if l.Pkgs, err = j.installed(ctx, r); err != nil {
 		return l, err
 	}
 	if slices.Equal(l.Pkgs, below.Pkgs) {
 		l.Dirs = below.Dirs // everything was there already
 	} else {
-		name := keyOf(below.Dirs, l.Pkgs)
+		name := keyOf(format, below.Dirs, l.Pkgs)
 		l.Dirs = append([]string{name}, below.Dirs...)
-		if err := r.Commit(ctx, filepath.Join(w.Dir, "layers", name)); err != nil && fault.Code(err) != "layer_exists" {
+		j.hold(name)
+		if err := r.Commit(ctx, filepath.Join(j.Dir, "layers", name)); err != nil && fault.Code(err) != "layer_exists" {
 			return l, infra(err)
 		}
 	}
@@ -136,56 +166,146 @@ func (w *Worker) makeLayer(ctx context.Context, j *job, key string, below layers
 	if err != nil {
 		return l, err
 	}
-	return l, infra(durable.WriteFile(filepath.Join(w.Dir, "index", key), b, 0o644))
+	return l, infra(durable.WriteFile(filepath.Join(j.Dir, "index", key), b, 0o644))
 }
 
-// keepIndexes bounds the buildroots that are kept; layers that none of them names go.
-const keepIndexes = 60
+// diskUse is how many bytes a tree takes on disk.
+func diskUse(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // what went away takes nothing
+		}
+		if st, err := e.Info(); err == nil {
+			if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+				n += sys.Blocks * 512
+			}
+		}
+		return nil
+	})
+	return n
+}
 
-// evict throws away the buildroots that were not used for longest. What is in use is never
-// touched: a mounted layer's index was used just now.
-func (w *Worker) evict(inUse layers) {
-	es, err := os.ReadDir(filepath.Join(w.Dir, "index"))
-	if err != nil || len(es) < keepIndexes {
+// diskShare is the part of the free disk that each of n slots may fill.
+func diskShare(dir string, n int) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return max(1<<30, int64(st.Bavail)*st.Bsize/10*8/int64(n)), nil
+}
+
+// layerSize is how many bytes a layer takes; it is counted once.
+func (w *Worker) layerSize(name string) int64 {
+	file := filepath.Join(w.Dir, "sizes", name)
+	if b, err := os.ReadFile(file); err == nil {
+		if n, err := strconv.ParseInt(string(b), 10, 64); err == nil {
+			return n
+		}
+	}
+	n := diskUse(filepath.Join(w.Dir, "layers", name))
+	_ = os.WriteFile(file, strconv.AppendInt(nil, n, 10), 0o600)
+	return n
+}
+
+// evict throws away the layers that were not used for longest, until what stays is within
+// the bound. Layers of tasks that run and of kept roots stay in any case.
+func (w *Worker) evict() {
+	es, err := os.ReadDir(filepath.Join(w.Dir, "layers"))
+	if err != nil {
 		return
 	}
-	type used struct {
+	type layer struct {
 		name string
 		at   time.Time
-		l    layers
+		size int64
 	}
-	var us []used
+	var ls []layer
+	var total int64
 	for _, e := range es {
-		u := used{name: e.Name()}
-		if st, err := e.Info(); err == nil {
-			u.at = st.ModTime()
+		if st, err := e.Info(); err == nil && !strings.HasSuffix(e.Name(), ".old") {
+			l := layer{e.Name(), st.ModTime(), w.layerSize(e.Name())}
+			ls = append(ls, l)
+			total += l.size
 		}
-		if b, err := os.ReadFile(filepath.Join(w.Dir, "index", u.name)); err == nil {
-			_ = json.Unmarshal(b, &u.l)
+	}
+	if total <= w.Cache {
+		return
+	}
+	slices.SortFunc(ls, func(a, b layer) int { return a.at.Compare(b.at) })
+	stay := map[string]bool{}
+	kept, _ := w.Kept() // nothing can be read: nothing is kept
+	for _, k := range kept {
+		for _, n := range k.layers {
+			stay[n] = true
 		}
-		us = append(us, u)
 	}
-	slices.SortFunc(us, func(a, b used) int { return b.at.Compare(a.at) })
-	keep := map[string]bool{}
-	for _, d := range inUse.Dirs {
-		keep[d] = true
-	}
-	for i, u := range us {
-		if i < keepIndexes/2 || w.Now().Sub(u.at) < 12*time.Hour {
-			for _, d := range u.l.Dirs {
-				keep[d] = true
-			}
+	for _, l := range ls {
+		if total <= w.Cache || stay[l.name] {
 			continue
 		}
-		_ = os.Remove(filepath.Join(w.Dir, "index", u.name))
+		path := filepath.Join(w.Dir, "layers", l.name)
+		w.mu.Lock() // nobody begins to use it before it is out of the way
+		used := w.using[l.name] > 0
+		if !used {
+			err = os.Rename(path, path+".old")
+		}
+		w.mu.Unlock()
+		if used || err != nil {
+			continue
+		}
+		total -= l.size
+		w.Log.Info("a layer is thrown away", "layer", l.name, "bytes", l.size)
+		if err := os.RemoveAll(path + ".old"); err != nil {
+			w.Log.Warn("a layer that was thrown away stays", "layer", l.name, "err", err)
+		}
+		_ = os.Remove(filepath.Join(w.Dir, "sizes", l.name))
 	}
-	ls, _ := os.ReadDir(filepath.Join(w.Dir, "layers"))
-	for _, e := range ls {
-		if st, err := e.Info(); err == nil && !keep[e.Name()] && w.Now().Sub(st.ModTime()) > 12*time.Hour {
-			_ = os.RemoveAll(filepath.Join(w.Dir, "layers", e.Name()))
+	w.forgetIndex()
+}
+
+// forgetIndex removes the index of buildroots whose layers are gone.
+func (w *Worker) forgetIndex() {
+	es, _ := os.ReadDir(filepath.Join(w.Dir, "index"))
+	for _, e := range es {
+		file := filepath.Join(w.Dir, "index", e.Name())
+		var l layers
+		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &l) != nil {
+			continue
+		}
+		for _, d := range w.paths(l) {
+			if _, err := os.Stat(d); err != nil {
+				_ = os.Remove(file)
+				break
+			}
 		}
 	}
 }
+
+// keptRepos is of how many repositories dnf's metadata and downloads are kept.
+const keptRepos = 20
+
+// forgetRepos removes what dnf keeps of repositories that were not used for longest. The caller
+// holds w.dnf.
+func (w *Worker) forgetRepos() {
+	used := map[string]time.Time{} // by repository: "id-digest", which dnf's names begin with
+	es, _ := os.ReadDir(filepath.Join(w.Dir, "dnf"))
+	repo := func(name string) string { return reCache.FindString(name) }
+	for _, e := range es {
+		if st, err := e.Info(); err == nil && repo(e.Name()) != "" && st.ModTime().After(used[repo(e.Name())]) {
+			used[repo(e.Name())] = st.ModTime()
+		}
+	}
+	byAge := slices.SortedFunc(maps.Keys(used), func(a, b string) int { return used[b].Compare(used[a]) })
+	for _, r := range byAge[min(len(byAge), keptRepos):] {
+		for _, e := range es {
+			if repo(e.Name()) == r {
+				_ = os.RemoveAll(filepath.Join(w.Dir, "dnf", e.Name()))
+			}
+		}
+	}
+}
+
+var reCache = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]*-[0-9a-f]{8}\b`)
 
 // Build user: a plain one, the same on every builder.
 const (
@@ -225,28 +345,28 @@ func addUser(root string) error {
 var reRepoID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
 
 // dnfConf writes dnf's whole configuration for a task: nothing of the host's counts.
-func (w *Worker) dnfConf(j *job) (string, error) {
+func (j *job) dnfConf() (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[main]\nreposdir=/nonexistent\nvarsdir=/nonexistent\npluginpath=/nonexistent\ncachedir=%s\nkeepcache=1\nmetadata_expire=-1\ninstall_weak_deps=0\ntsflags=nodocs\nbest=1\nassumeyes=1\n"+
-		"gpgcheck=0\nlocalpkg_gpgcheck=0\nmodule_platform_id=platform:el9\nskip_if_unavailable=0\nretries=3\ntimeout=30\nmax_parallel_downloads=6\nlogdir=/var/log\nprotected_packages=\n", filepath.Join(w.Dir, "dnf"))
+		"gpgcheck=0\nlocalpkg_gpgcheck=0\nmodule_platform_id=platform:el9\nskip_if_unavailable=0\nretries=3\ntimeout=30\nmax_parallel_downloads=6\nlogdir=/var/log\nprotected_packages=\n", filepath.Join(j.Dir, "dnf"))
 	for i, r := range j.Root.Repos {
 		if !reRepoID.MatchString(r.ID) || !strings.HasPrefix(r.URL, "/") || strings.ContainsAny(r.URL, " \n\r$") {
 			return "", fault.Invalid("repo_url", "the task names the repository %.100q at %.200q", r.ID, r.URL)
 		}
-		fmt.Fprintf(&b, "[%s-%.8s]\nname=%s\nbaseurl=%s%s\npriority=%d\n", r.ID, r.Digest, r.ID, w.Client.Base, r.URL, 10+i)
-		if w.CA != "" {
-			fmt.Fprintf(&b, "sslcacert=%s\n", w.CA)
+		fmt.Fprintf(&b, "[%s-%.8s]\nname=%s\nbaseurl=%s%s\npriority=%d\n", r.ID, r.Digest, r.ID, j.Client.Base, r.URL, 10+i)
+		if j.CA != "" {
+			fmt.Fprintf(&b, "sslcacert=%s\n", j.CA)
 		}
 	}
-	f := filepath.Join(w.Dir, "dnf", fmt.Sprintf("task-%d-%d.conf", j.ID, j.Fence))
+	f := filepath.Join(j.Dir, "dnf", fmt.Sprintf("task-%d-%d.conf", j.ID, j.Fence))
 	return f, os.WriteFile(f, []byte(b.String()), 0o644)
 }
 
 // checkRepos makes sure that each repository is the one that the task names: the packages
 // hang on the checksums in its repomd.xml.
-func (w *Worker) checkRepos(ctx context.Context, j *job) error {
+func (j *job) checkRepos(ctx context.Context) error {
 	for _, r := range j.Root.Repos {
-		resp, err := w.Client.Do(ctx, http.MethodGet, r.URL+"repodata/repomd.xml", nil, nil)
+		resp, err := j.Client.Do(ctx, http.MethodGet, r.URL+"repodata/repomd.xml", nil, nil)
 		if err != nil {
 			return infra(err)
 		}
@@ -263,29 +383,41 @@ func (w *Worker) checkRepos(ctx context.Context, j *job) error {
 	return nil
 }
 
+// asArgs writes requirements as arguments of dnf, which also takes options, files, URLs, groups
+// and patterns there: none of those is a requirement.
+func asArgs(what []string) ([]string, error) {
+	out := make([]string, len(what))
+	for i, p := range what {
+		if p == "" || strings.ContainsAny(p[:1], "-@") || strings.ContainsAny(p, "\x00\n") || strings.Contains(p, "://") || strings.HasSuffix(p, ".rpm") {
+			return nil, fault.Invalid("requirement", "%.200q is no requirement", p).Fix("require packages, files or other provides by name")
+		}
+		out[i] = strings.NewReplacer("[", "[[]", "*", "[*]", "?", "[?]").Replace(p)
+	}
+	return out, nil
+}
+
 // install runs dnf on the host to install into a root.
-func (w *Worker) install(ctx context.Context, j *job, r *sandbox.Root, what []string) error {
-	if err := w.checkRepos(ctx, j); err != nil {
+func (j *job) install(ctx context.Context, r *sandbox.Root, what []string) error {
+	if err := j.checkRepos(ctx); err != nil {
 		return err
 	}
-	conf, err := w.dnfConf(j)
+	conf, err := j.dnfConf()
 	if err != nil {
 		return err
 	}
 	defer os.Remove(conf)
-	for _, p := range what {
-		if strings.HasPrefix(p, "-") || strings.ContainsAny(p, "\x00\n") {
-			return fault.Invalid("requirement", "%.200q is no requirement", p)
-		}
+	what, err = asArgs(what)
+	if err != nil {
+		return err
 	}
-	w.dnf.Lock()
-	defer w.dnf.Unlock()
+	j.dnf.Lock()
+	defer j.dnf.Unlock()
+	defer j.forgetRepos()
 	j.logs.say("dnf installs %s", strings.Join(what, " "))
 	var out bytes.Buffer
 	log := io.MultiWriter(j.logs.file("root.log"), &out)
-	args := append([]string{"dnf", "--config=" + conf, "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install", "--"}, what...)
-	args = slices.DeleteFunc(args, func(a string) bool { return a == "--" })
-	res, err := r.HostCommand(ctx, sandbox.HostSpec{Args: args, Env: []string{"HOME=" + filepath.Join(w.Dir, "home"), "LC_ALL=C.UTF-8"}, Dir: "/", Stdout: log, Stderr: log, Time: 30 * time.Minute})
+	args := append([]string{"dnf", "--config=" + conf, "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install"}, what...)
+	res, err := r.HostCommand(ctx, sandbox.HostSpec{Args: args, Env: []string{"HOME=" + filepath.Join(j.Dir, "home"), "LC_ALL=C.UTF-8"}, Dir: "/", Stdout: log, Stderr: log, Time: 30 * time.Minute})
 	if err != nil {
 		return infra(err)
 	}

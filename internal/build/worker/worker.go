@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -15,6 +16,8 @@ import (
 	"drover/internal/fault"
 	"drover/internal/sandbox"
 	"drover/internal/web"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config is what a Worker needs.
@@ -25,6 +28,7 @@ type Config struct {
 	Arches   []string    // default: the host's
 	Channels []string    // default: "default"
 	Slots    int         // default: number of CPUs
+	Cache    int64       // bytes of buildroot layers that are kept; default: 20 GiB
 	Log      *slog.Logger
 	Now      func() time.Time
 }
@@ -35,10 +39,12 @@ type Worker struct {
 	box *sandbox.Sandbox
 	dnf sync.Mutex // held around each dnf: they share a cache and run in pid namespaces of their own, where its lock files mean nothing
 
-	mu      sync.Mutex // guards running, making and polling
+	share int64 // bytes of disk that a slot may fill; set by Run
+
+	mu      sync.Mutex // guards running, making and using
 	running map[int64]*run
 	making  map[string]*sync.Mutex // one a layer: the first task makes it, others wait
-	polling context.CancelFunc     // ends the poll that is under way
+	using   map[string]int         // layers by name: how many tasks use it
 }
 
 // run is a task that is held.
@@ -69,7 +75,10 @@ func New(c Config) (*Worker, error) {
 	if c.Slots <= 0 {
 		c.Slots = runtime.NumCPU()
 	}
-	for _, d := range []string{"layers", "index", "failed", "dnf", "home"} {
+	if c.Cache <= 0 {
+		c.Cache = 20 << 30
+	}
+	for _, d := range []string{"layers", "sizes", "index", "failed", "dnf", "home", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -83,7 +92,7 @@ func New(c Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Worker{Config: c, box: box, running: map[int64]*run{}, making: map[string]*sync.Mutex{}, polling: func() {}}, nil
+	return &Worker{Config: c, box: box, running: map[int64]*run{}, making: map[string]*sync.Mutex{}, using: map[string]int{}}, nil
 }
 
 // Why a task's context ends early.
@@ -92,9 +101,39 @@ func errStopping() error {
 	return fault.Unavailable("builder_stopping", "the builder is being stopped")
 }
 
+// alone makes sure that no other builder works in the directory, and clears away what one that
+// was killed has left there.
+func (w *Worker) alone(ctx context.Context) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(w.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fault.Conflict("builder_running", "another builder works in %s", w.Dir).Wrap(err).Fix("give this one a directory of its own with --dir")
+	}
+	err = w.box.Reap(ctx)
+	for _, pattern := range []string{"tmp/*", "dnf/task-*.conf", "failed/*.new", "layers/*.old"} {
+		names, _ := filepath.Glob(filepath.Join(w.Dir, pattern)) // the pattern is well formed
+		for _, n := range names {
+			err = errors.Join(err, os.RemoveAll(n))
+		}
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
 // Run takes and runs tasks until ctx ends; then it gives back what it holds and returns.
 func (w *Worker) Run(ctx context.Context) error {
-	if err := w.box.Reap(ctx); err != nil {
+	lock, err := w.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if w.share, err = diskShare(w.Dir, w.Slots); err != nil {
 		return err
 	}
 	if p := w.box.Probe(ctx).Problem; p != "" {
@@ -105,28 +144,23 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer tasks.Wait()
 	wait := 500 * time.Millisecond
 	for ctx.Err() == nil {
-		pctx, cancel := context.WithCancel(ctx)
-		p := wire.Poll{Version: wire.Version, Arches: w.Arches, Channels: w.Channels, Host: host, Wait: 50}
+		// A poll is never given up for a task that ends: the server knows of the free slot as soon
+		// as it knows of the end, and a task that it hands to a poll given up would be lost to us.
+		p := wire.Poll{Version: wire.Version, Arches: w.Arches, Channels: w.Channels, Slots: w.Slots, Running: []wire.Held{}, Host: host, Wait: 50}
 		w.mu.Lock()
-		w.polling = cancel
-		p.Slots = w.Slots - len(w.running)
-		p.Running = []wire.Held{}
 		for _, r := range w.running {
 			p.Running = append(p.Running, r.Held)
 		}
 		w.mu.Unlock()
 		var o wire.Orders
-		err := w.Client.Call(pctx, "POST", wire.PathPoll, p, &o)
-		again := pctx.Err() != nil && ctx.Err() == nil // a task ended unheard: tell the server of the free slot
-		cancel()
-		if err != nil {
-			if again || ctx.Err() != nil {
+		if err := w.Client.Call(ctx, "POST", wire.PathPoll, p, &o); err != nil {
+			if ctx.Err() != nil {
 				continue
 			}
 			if k := fault.As(err).Kind; k == fault.KindUnauthorized || k == fault.KindDenied || k == fault.KindInvalid {
 				return err
 			}
-			w.Log.Warn("the server does not answer", "err", err, "again", wait)
+			w.Log.Warn("the server hands out no work", "err", err, "again", wait)
 			select {
 			case <-ctx.Done():
 			case <-time.After(wait/2 + rand.N(wait)): //nolint:gosec // jitter
@@ -144,22 +178,18 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		for _, t := range o.Tasks {
 			tctx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-			r := &run{wire.Held{ID: t.ID, Fence: t.Fence}, stop}
+			r := &run{Held: wire.Held{ID: t.ID, Fence: t.Fence}, cancel: stop}
 			w.running[t.ID] = r
 			tasks.Go(func() {
 				end := context.AfterFunc(ctx, func() { stop(errStopping()) })
 				defer end()
-				heard := w.do(tctx, t)
+				w.do(tctx, t)
 				stop(nil)
 				w.mu.Lock()
-				defer w.mu.Unlock()
-				if w.running[t.ID] != r {
-					return
+				if w.running[t.ID] == r { // else the same task was handed to us again
+					delete(w.running, t.ID)
 				}
-				delete(w.running, t.ID)
-				if !heard { // else the server answers the poll by itself
-					w.polling()
-				}
+				w.mu.Unlock()
 			})
 		}
 		w.mu.Unlock()
@@ -167,16 +197,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// do runs a task to its end and tells whether the server has heard of that.
-func (w *Worker) do(ctx context.Context, t wire.Task) (heard bool) {
+// do runs a task to its end and tells the server.
+func (w *Worker) do(ctx context.Context, t wire.Task) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	renewed := make(chan struct{})
 	go func() { defer close(renewed); w.renew(ctx, cancel, t) }()
-	j := &job{Worker: w, Task: t, logs: newLogs(w, t)}
 	w.Log.Info("task", "id", t.ID, "method", t.Method, "name", t.Name, "arch", t.Arch)
 	f := wire.Finish{Fence: t.Fence, Files: []wire.File{}, Before: []wire.Pkg{}, After: []wire.Pkg{}}
-	err := j.execute(ctx, &f)
+	logs, err := newLogs(w, t)
+	j := &job{Worker: w, Task: t, logs: logs}
+	defer j.clear()
+	if err == nil {
+		err = j.execute(ctx, &f)
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
@@ -186,16 +220,15 @@ func (w *Worker) do(ctx context.Context, t wire.Task) (heard bool) {
 		f.Files, f.Before, f.After = []wire.File{}, []wire.Pkg{}, []wire.Pkg{}
 		w.Log.Warn("task failed", "id", t.ID, "code", f.Failure.Code, "message", f.Failure.Message)
 	}
-	heard = w.finish(ctx, t, f, err)
+	w.finish(ctx, t, f, err)
 	cancel(nil)
 	<-renewed
-	return heard
 }
 
 // finish tells the server how a task ended, until it has heard it or the lease is gone.
-func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err error) (heard bool) {
+func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err error) {
 	if fault.Code(err) == "lease_lost" {
-		return false // the server knows more than we do
+		return // the server knows more than we do
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	if fault.Code(err) == "builder_stopping" {
@@ -205,18 +238,17 @@ func (w *Worker) finish(ctx context.Context, t wire.Task, f wire.Finish, err err
 	for n := range 20 {
 		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathFinish, t.ID), f, nil)
 		if err == nil {
-			return true
+			return
 		}
 		if k := fault.As(err).Kind; k != fault.KindUnavailable && k != fault.KindInternal || ctx.Err() != nil {
 			w.Log.Warn("the end of a task was not taken", "id", t.ID, "err", err)
-			return false
+			return
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(n+1) * 300 * time.Millisecond):
 		}
 	}
-	return false
 }
 
 // renew keeps the lease; when the server refuses, the task ends at once.
@@ -230,7 +262,9 @@ func (w *Worker) renew(ctx context.Context, cancel context.CancelCauseFunc, t wi
 		case <-tick.C:
 		}
 		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathRenew, t.ID), wire.Renew{Fence: t.Fence}, nil)
-		if err != nil && fault.As(err).Kind == fault.KindConflict {
+		switch k := fault.As(err); {
+		case err == nil:
+		case k.Kind == fault.KindConflict, k.Kind == fault.KindNotFound, k.Kind == fault.KindDenied, k.Kind == fault.KindUnauthorized:
 			cancel(errLost())
 			return
 		}
