@@ -45,6 +45,7 @@ type house struct {
 // engines runs fn as a subtest with an address of each database engine.
 func engines(t *testing.T, fn func(t *testing.T, database string)) {
 	t.Helper()
+	t.Parallel() // most of the time is waiting
 	t.Run("sqlite", func(t *testing.T) { fn(t, "") })
 	t.Run("postgres", func(t *testing.T) { fn(t, dbtest.PostgresURL(t)) })
 }

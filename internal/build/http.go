@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -119,7 +120,12 @@ func (s *Store) people(srv *web.Server) {
 		if err != nil {
 			return err
 		}
-		offset, _ := strconv.ParseInt(r.URL.Query().Get("offset"), 10, 64)
+		offset := int64(0)
+		if q := r.URL.Query().Get("offset"); q != "" {
+			if offset, err = strconv.ParseInt(q, 10, 64); err != nil {
+				return fault.Invalid("number", "%.40q is no number", q)
+			}
+		}
 		follow := r.URL.Query().Get("follow") != ""
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		out := &lazyWriter{w: w}
@@ -426,8 +432,12 @@ func telling(logs []Log) []Log {
 		best, attempt := -1, -1
 		for i, l := range logs {
 			rest, ok := strings.CutPrefix(l.Name, stage)
-			if n, err := strconv.Atoi(strings.TrimPrefix(rest, ".")); ok && max(n, 1) > attempt && (rest == "" || err == nil) {
-				best, attempt = i, max(n, 1)
+			n, err := strconv.Atoi(strings.TrimPrefix(rest, "."))
+			if rest == "" { // the plain name is the last attempt's
+				n, err = math.MaxInt, nil
+			}
+			if ok && err == nil && n > attempt {
+				best, attempt = i, n
 			}
 		}
 		if best >= 0 {

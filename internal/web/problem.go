@@ -43,9 +43,9 @@ func newProblem(status int, msg string, errs ...error) huma.StatusError {
 	case status == http.StatusRequestTimeout:
 		p.Code = "body_slow"
 	}
-	for _, e := range errs {
+	for _, e := range errs[:min(len(errs), 20)] {
 		if e != nil {
-			p.Errors = append(p.Errors, e.Error())
+			p.Errors = append(p.Errors, fmt.Sprintf("%.300s", e.Error())) // it quotes the request, which may be long
 		}
 	}
 	return p
