@@ -251,6 +251,10 @@ func (j *job) unpack(ctx context.Context, dir *os.Root) (specs []string, err err
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
+			// A tar that was cut between two files ends well too: only the end of the answer tells.
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				return nil, infra(fault.Unavailable("tree_cut", "the commit's files were cut").Wrap(err))
+			}
 			return specs, nil
 		}
 		if err != nil {
