@@ -71,7 +71,11 @@ func serve(t *testing.T, dir, database string, lease time.Duration) *house {
 	s.Build.Lease = lease
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx); s.Close() }()
+	go func() {
+		err := s.Run(ctx)
+		s.Close()
+		done <- err
+	}()
 	h := &house{T: t, s: s, sys: auth.AsSystem(t.Context()), dir: dir}
 	h.stop = sync.OnceFunc(func() {
 		stop()
@@ -94,6 +98,9 @@ func (h *house) setUp() {
 	h.ok(h.s.Release.SetTag(h.sys, release.Tag{Name: "one", Arches: []string{"x86_64"}, Macros: map[string]string{"dist": ".t"}}))
 	h.ok(h.s.Release.SetTarget(h.sys, release.Target{Name: "two", BuildTag: "two", DestTag: "two"}))
 	h.ok(h.s.Release.SetTarget(h.sys, release.Target{Name: "one", BuildTag: "one", DestTag: "one"}))
+	for _, tag := range []string{"one", "two"} {
+		h.ok(h.s.Repo.Published(h.Context(), tag)) // the server's loops have nothing left to do
+	}
 }
 
 func (h *house) client(token string) *web.Client { return &web.Client{Base: h.s.URL, Token: token} }
@@ -245,6 +252,26 @@ func (b *builder) drop(t wire.Task) {
 
 func (b *builder) renew(t wire.Task) error {
 	return b.c.Call(b.Context(), "POST", fmt.Sprintf(wire.PathRenew, t.ID), wire.Renew{Fence: t.Fence}, nil)
+}
+
+// keep renews a lease until the function it returns is called.
+func (b *builder) keep(t wire.Task) (stop func()) {
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+			if err := b.renew(t); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	}()
+	return func() { close(end); <-done }
 }
 
 func (b *builder) do(method, path string, t wire.Task, query string, body io.Reader) ([]byte, error) {

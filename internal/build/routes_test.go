@@ -70,7 +70,7 @@ func TestAttacks(t *testing.T) {
 			{"packager", "POST", "/api/v1/builds", submit(`,"channel":"a b"`), "channel"},
 			{"packager", "POST", "/api/v1/builds", submit(`,"owner":"admin"`), "request_invalid"},
 			{"packager", "POST", "/api/v1/builds", `{"target":"one","repo":` + strings.Repeat("[", 100_000), "request_invalid"},
-			{"packager", "POST", "/api/v1/builds", submit(`,"ref":"` + strings.Repeat("x", 2<<20) + `"`), "request_invalid"},
+			{"packager", "POST", "/api/v1/builds", submit(`,"ref":"` + strings.Repeat("x", 2<<20) + `"`), "request_too_large"},
 			{"nobody", "POST", fmt.Sprintf("/api/v1/builds/%d/cancel", b.ID), "{}", "token_needed"},
 			{"viewer", "POST", fmt.Sprintf("/api/v1/builds/%d/cancel", b.ID), "{}", "denied"},
 			{"builder", "POST", fmt.Sprintf("/api/v1/builds/%d/cancel", b.ID), "{}", "denied"},
