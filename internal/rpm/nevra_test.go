@@ -2,6 +2,7 @@ package rpm_test
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -190,6 +191,28 @@ func TestVersionsAreTotallyOrdered(t *testing.T) {
 			t.Fatalf("%q %q %q: %d %d %d", a, b, c, ab, bc, ac)
 		}
 	})
+}
+
+// Packages in their order, oldest first.
+func TestPackagesAreOrdered(t *testing.T) {
+	var all []rpm.NEVRA
+	for _, s := range []string{"a-1.0~rc1-1.x", "a-1.0-1~2.x", "a-1.0-1.x", "a-1.0-1^2.x", "a-1.0-10.x", "a-1.0^1-1.x", "a-1.1-1.x", "a-1:0-1.x", "a-4294967295:0-1.x"} {
+		n, err := rpm.ParseNEVRA(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, n)
+	}
+	for i, a := range all {
+		for j, b := range all {
+			if got := a.Compare(b); got != cmp.Compare(i, j) {
+				t.Errorf("%s and %s: %d", a, b, got)
+			}
+			if got := rpm.CompareEVR(a.EVR(), b.EVR()); got != cmp.Compare(i, j) {
+				t.Errorf("%s and %s: %d", a.EVR(), b.EVR(), got)
+			}
+		}
+	}
 }
 
 func TestNEVRAReadsWhatItWrites(t *testing.T) {

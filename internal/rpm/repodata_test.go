@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"pgregory.net/rapid"
 )
 
 // oddSpec is a package of everything that the rules of repository metadata are about.
@@ -302,6 +303,51 @@ func writeRepo(t *testing.T, dir string, files []rpm.MetaFile) []byte {
 		t.Fatal(err)
 	}
 	return md
+}
+
+// Any text is what it was once the metadata is read, but for what XML cannot hold.
+func TestTextsSurviveMetadata(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.OneOf(rapid.StringMatching(`[ -~\t\n\r&<>"']{0,20}`), rapid.String(), rapid.Just("a\ufffeb\uffffc\ufffd\x01\x1f\x7f"), rapid.StringOf(rapid.RuneFrom([]rune("]>&\r\n\t\u0085\u2028\ufffe")))).Draw(t, "text")
+		text = strings.ReplaceAll(text, "\x00", "")
+		h, _, err := rpm.ParseHeader(header(text+"\x00"+text+"\x00", [4]uint32{uint32(rpm.Name), rpm.TypeString, 0, 1}, [4]uint32{uint32(rpm.Summary), rpm.TypeString, uint32(len(text) + 1), 1}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.Map(func(r rune) rune {
+			if r < ' ' && r != '\n' && r != '\t' && r != '\r' || r == 0xfffe || r == 0xffff {
+				return -1
+			}
+			return r
+		}, text)
+		var primary struct {
+			Summary string `xml:"summary"`
+		}
+		if err := xml.Unmarshal(rpm.Primary(nil, &rpm.Package{Sig: h, Header: h}, rpm.Place{}), &primary); err != nil || primary.Summary != want {
+			t.Fatalf("%q became %q, %v", want, primary.Summary, err)
+		}
+		var other struct {
+			Name string `xml:"name,attr"`
+		}
+		if err := xml.Unmarshal(rpm.Other(nil, h, ""), &other); err != nil || other.Name != want {
+			t.Fatalf("%q became %q in an attribute, %v", want, other.Name, err)
+		}
+	})
+}
+
+// Weak dependencies as SUSE and Mandriva had them count by their strength.
+func TestLegacyWeakDependencies(t *testing.T) {
+	const array, i32 = rpm.TypeArray, rpm.TypeInt32
+	h, _, err := rpm.ParseHeader(header("\x08\x00\x00\x00\x00\x00\x00\x08strong\x00weak\x00\x001-2\x00", [4]uint32{uint32(rpm.OldSugFlags), i32, 0, 2}, [4]uint32{uint32(rpm.OldSugName), array, 8, 2}, [4]uint32{uint32(rpm.OldSugVer), array, 20, 2}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(rpm.Primary(nil, &rpm.Package{Sig: h, Header: h}, rpm.Place{}))
+	for _, want := range []string{"<rpm:suggests>\n      <rpm:entry name=\"weak\" flags=\"EQ\" epoch=\"0\" ver=\"1\" rel=\"2\"/>\n    </rpm:suggests>", "<rpm:recommends>\n      <rpm:entry name=\"strong\"/>\n    </rpm:recommends>"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
 }
 
 // reread lets createrepo_c --update take every package from the metadata that is there, and

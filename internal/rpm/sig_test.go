@@ -5,9 +5,12 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/pem"
 	"io"
 	"math/big"
@@ -317,6 +320,35 @@ func TestAppendAddsToTheList(t *testing.T) {
 		if _, err := p.VerifySignature(openpgp.EntityList{k}); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A signer that sees the state alone signs what whoever has the bytes finds good.
+func TestMidstateAndArmor(t *testing.T) {
+	data := bytes.Repeat([]byte("header"), 1000)
+	state, sum, err := rpm.Midstate(data)
+	if err != nil || sum != hexSum(data) {
+		t.Fatal(sum, err)
+	}
+	h := sha256.New()
+	u, ok := h.(encoding.BinaryUnmarshaler)
+	if !ok {
+		t.Fatal("no state can be set")
+	}
+	if err := u.UnmarshalBinary(state); err != nil {
+		t.Fatal(err)
+	}
+	h.Write([]byte("trailer"))
+	if got := hex.EncodeToString(h.Sum(nil)); got != hexSum(append(bytes.Clone(data), "trailer"...)) {
+		t.Errorf("the state went on to %s", got)
+	}
+	key := newKey(t, packet.PubKeyAlgoEdDSA, packet.Curve25519)
+	text, err := rpm.Armor(signature(t, key, data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openpgp.CheckArmoredDetachedSignature(openpgp.EntityList{key}, bytes.NewReader(data), bytes.NewReader(text), nil); err != nil {
+		t.Errorf("%v: %s", err, text)
 	}
 }
 
