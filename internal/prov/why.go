@@ -178,7 +178,7 @@ func owner(ctx context.Context, root, file string) (*owned, error) {
 	if found = cmp.Or(found, second); found != nil {
 		return found, nil
 	}
-	if _, err := os.Lstat(filepath.Join(root, want)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(root, want)); err != nil {
 		return nil, fault.NotFound("file_unknown", "%s has no %s, and no package there either", root, file)
 	}
 	return nil, fault.NotFound("file_unowned", "no package in %s has %s", root, file).Fix("it was not installed by a package: somebody or some program made it")

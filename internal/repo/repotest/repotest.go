@@ -53,6 +53,7 @@ type House struct {
 	URL     string      // where it is served
 	Client  *web.Client // as an admin
 	System  context.Context
+	Stop    func() // ends the loops that run by System, before the database is closed
 	Log     *Log
 }
 
@@ -61,7 +62,7 @@ func New(tb testing.TB, d *db.DB) *House {
 	tb.Helper()
 	h := &House{TB: tb, Dir: tb.TempDir(), DB: d, Log: &Log{}}
 	ctx, stop := context.WithCancel(auth.AsSystem(context.Background()))
-	h.System = ctx
+	h.System, h.Stop = ctx, stop
 	log := slog.New(slog.NewTextHandler(h.Log, nil))
 	var err error
 	if h.Blobs, err = blob.Open(filepath.Join(h.Dir, "blobs")); err != nil {
