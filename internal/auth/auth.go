@@ -82,6 +82,9 @@ func (a Actor) May(right, subject string) bool {
 	if a.Kind == System {
 		return true
 	}
+	if strings.HasPrefix(right, "work.") && a.Kind != Builder && a.Kind != Signer {
+		return false // the rights of machines: no person stands in for one
+	}
 	match := func(pattern string) bool {
 		r, subj, narrowed := strings.Cut(pattern, ":")
 		if !covers(r, right) || !narrowed {
@@ -124,6 +127,11 @@ func checkScope(s string) error {
 		return fault.Invalid("scope", "%.100q is no scope", s).Fix("give a right such as pkg.push or pkg.*, or a right and subjects: pkg.push:rpms/hello*")
 	}
 	return nil
+}
+
+// Guard is Need for a route: it asks whether the caller may do right at all.
+func Guard(right string) func(context.Context) error {
+	return func(ctx context.Context) error { return Need(ctx, right, From(ctx).String()) }
 }
 
 // Need fails unless the actor of ctx may do right on subject.

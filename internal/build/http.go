@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"drover/internal/auth"
 	"drover/internal/blob"
 	"drover/internal/build/wire"
 	"drover/internal/cli"
@@ -218,18 +219,18 @@ func (s *Store) serveRPM(w http.ResponseWriter, r *http.Request, x RPM) error {
 
 func (s *Store) builders(srv *web.Server) {
 	const tag = "builder"
-	web.Route(srv, web.Op{Method: "POST", Path: wire.PathPoll, ID: "builder-poll", Summary: "Wait for work", Tag: tag},
+	web.Route(srv, web.Op{Method: "POST", Path: wire.PathPoll, ID: "builder-poll", Summary: "Wait for work", Tag: tag, Guard: auth.Guard("work.build")},
 		func(ctx context.Context, in *struct{ Body wire.Poll }) (wire.Orders, error) {
 			return s.Poll(ctx, in.Body)
 		})
-	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/builder/tasks/{id}/renew", ID: "builder-renew", Summary: "Keep a lease", Tag: tag},
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/builder/tasks/{id}/renew", ID: "builder-renew", Summary: "Keep a lease", Tag: tag, Guard: auth.Guard("work.build")},
 		func(ctx context.Context, in *struct {
 			ID   int64 `path:"id"`
 			Body wire.Renew
 		}) (none, error) {
 			return none{}, s.Renew(ctx, in.ID, in.Body.Fence)
 		})
-	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/builder/tasks/{id}/finish", ID: "builder-finish", Summary: "End a task", Tag: tag, MaxBody: 32 << 20},
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/builder/tasks/{id}/finish", ID: "builder-finish", Summary: "End a task", Tag: tag, MaxBody: 32 << 20, Guard: auth.Guard("work.build")},
 		func(ctx context.Context, in *struct {
 			ID   int64 `path:"id"`
 			Body wire.Finish

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 
+	"drover/internal/auth"
 	"drover/internal/cli"
 	"drover/internal/sign/wire"
 	"drover/internal/web"
@@ -18,15 +19,15 @@ type none struct{}
 // Routes adds the routes of keys and of the signer.
 func (s *Store) Routes(srv *web.Server) {
 	const tag = "sign"
-	web.Route(srv, web.Op{Method: "POST", Path: wire.PathPoll, ID: "signer-poll", Summary: "Wait for what is to be signed", Tag: tag},
+	web.Route(srv, web.Op{Method: "POST", Path: wire.PathPoll, ID: "signer-poll", Summary: "Wait for what is to be signed", Tag: tag, Guard: auth.Guard("work.sign")},
 		func(ctx context.Context, in *struct{ Body wire.Poll }) (wire.Orders, error) {
 			return s.poll(ctx, in.Body)
 		})
-	web.Route(srv, web.Op{Method: "POST", Path: wire.PathAnswer, ID: "signer-answer", Summary: "Bring signatures", Tag: tag, MaxBody: 32 << 20},
+	web.Route(srv, web.Op{Method: "POST", Path: wire.PathAnswer, ID: "signer-answer", Summary: "Bring signatures", Tag: tag, MaxBody: 32 << 20, Guard: auth.Guard("work.sign")},
 		func(ctx context.Context, in *struct{ Body wire.Answer }) (none, error) {
 			return none{}, s.answer(ctx, in.Body)
 		})
-	web.Route(srv, web.Op{Method: "POST", Path: wire.PathKeys, ID: "signer-keys", Summary: "Tell which keys the signer holds", Tag: tag},
+	web.Route(srv, web.Op{Method: "POST", Path: wire.PathKeys, ID: "signer-keys", Summary: "Tell which keys the signer holds", Tag: tag, Guard: auth.Guard("work.sign")},
 		func(ctx context.Context, in *struct{ Body []wire.Key }) (none, error) {
 			return none{}, s.announce(ctx, in.Body)
 		})

@@ -123,6 +123,9 @@ type Op struct {
 	Summary string // one sentence
 	Tag     string // the domain
 	MaxBody int64  // bytes of the request body; 0 means 1 MiB
+	// Guard is asked before the body is read: what nobody may send costs no memory. The
+	// domain asks again, for the thing itself. nil asks nothing.
+	Guard func(context.Context) error
 }
 
 // Route adds a typed JSON route. In has fields tagged path, query or header, and Body;
@@ -132,6 +135,17 @@ func Route[In, Out any](s *Server, op Op, fn func(context.Context, *In) (Out, er
 	o := huma.Operation{Method: op.Method, Path: op.Path, OperationID: op.ID, Summary: op.Summary, MaxBodyBytes: op.MaxBody,
 		BodyReadTimeout: -1, // ours is in patient
 		Security:        []map[string][]string{{"token": {}}, {}}}
+	if op.Guard != nil {
+		o.Middlewares = huma.Middlewares{func(c huma.Context, next func(huma.Context)) {
+			err := op.Guard(c.Context())
+			if err == nil {
+				next(c)
+				return
+			}
+			r, w := humago.Unwrap(c)
+			s.Problem(w, r, err)
+		}}
+	}
 	if op.Tag != "" {
 		o.Tags = []string{op.Tag}
 	}
@@ -157,6 +171,9 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &patient{ResponseWriter: rw, rc: http.NewResponseController(rw), idle: s.cfg.Idle}
 	if r.Body != nil && r.Body != http.NoBody {
 		w.body = &slowBody{ReadCloser: r.Body, rc: w.rc, idle: s.cfg.Idle, began: time.Now()}
+		// On a copy: net/http looks at its own request's body to see whether the connection can
+		// carry another request.
+		r = r.WithContext(r.Context())
 		r.Body = w.body
 		defer w.body.forsake()
 	}

@@ -342,3 +342,13 @@ func TestRows(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// What is left of a body that was too large is no request of its own.
+func TestTheRestOfABodyIsNoRequest(t *testing.T) {
+	addr := hostile(t, 5*time.Second)
+	rest := strings.Repeat("a", 1500000) + "\r\n\r\nGET /panic HTTP/1.1\r\nHost: x\r\n\r\n"
+	got := raw(t, addr, fmt.Sprintf("POST /json HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 2000000, rest))
+	if n := strings.Count(got, "HTTP/1.1 "); n != 1 || !strings.Contains(got, "413") || !strings.Contains(got, "Connection: close") {
+		t.Errorf("%d answers: %.900s", n, got)
+	}
+}
