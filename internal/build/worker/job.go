@@ -83,7 +83,7 @@ func (j *job) execute(ctx context.Context, f *wire.Finish) (err error) {
 		f.Warm = f.Warm && warm
 	}
 	j.tight = j.Limits.Disk > j.share
-	if j.root, err = j.box.NewRoot(ctx, sandbox.RootSpec{Lower: j.paths(j.used), DiskBytes: min(j.Limits.Disk, j.share)}); err != nil {
+	if j.root, err = j.newRoot(ctx, sandbox.RootSpec{Lower: j.paths(j.used), DiskBytes: min(j.Limits.Disk, j.share)}); err != nil {
 		return infra(err)
 	}
 	f.Before = j.used.Pkgs

@@ -86,6 +86,22 @@ func (j *job) letGo() {
 	j.held = nil
 }
 
+// newRoot makes a root. When the disk is promised away it waits a little: the root of the task
+// that was in the slot before goes after the next task has come.
+func (w *Worker) newRoot(ctx context.Context, spec sandbox.RootSpec) (*sandbox.Root, error) {
+	for n := 0; ; n++ {
+		r, err := w.box.NewRoot(ctx, spec)
+		if fault.Code(err) != "disk_low" || n == 50 {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
 // cached finds a buildroot that was made before, and holds its layers. The index is written last,
 // so what it names was whole; what was thrown away since is not there.
 func (j *job) cached(key string) (l layers, ok bool) {
@@ -136,7 +152,7 @@ func (j *job) withRequires(ctx context.Context, base layers, reqs []string) (l l
 
 func (j *job) makeLayer(ctx context.Context, key string, below layers, install []string) (l layers, err error) {
 	j.evict()
-	r, err := j.box.NewRoot(ctx, sandbox.RootSpec{Lower: j.paths(below), DiskBytes: min(32<<30, j.share), Keep: true})
+	r, err := j.newRoot(ctx, sandbox.RootSpec{Lower: j.paths(below), DiskBytes: min(32<<30, j.share), Keep: true})
 	if err != nil {
 		return l, infra(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -129,6 +130,9 @@ func (w *Worker) alone(ctx context.Context) (*os.File, error) {
 // Run takes and runs tasks until ctx ends; then it gives back what it holds and returns.
 func (w *Worker) Run(ctx context.Context) error {
 	lock, err := w.alone(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil // it was stopped before it had begun
+	}
 	if err != nil {
 		return err
 	}
@@ -136,7 +140,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if w.share, err = diskShare(w.Dir, w.Slots); err != nil {
 		return err
 	}
-	if p := w.box.Probe(ctx).Problem; p != "" {
+	if p := w.box.Probe(ctx).Problem; p != "" && ctx.Err() == nil {
 		return fault.Unavailable("sandbox", "this machine cannot run builds: %s", p).Fix("run `drover doctor`")
 	}
 	host, _ := os.Hostname()
@@ -204,13 +208,24 @@ func (w *Worker) do(ctx context.Context, t wire.Task) {
 	renewed := make(chan struct{})
 	go func() { defer close(renewed); w.renew(ctx, cancel, t) }()
 	w.Log.Info("task", "id", t.ID, "method", t.Method, "name", t.Name, "arch", t.Arch)
-	f := wire.Finish{Fence: t.Fence, Files: []wire.File{}, Before: []wire.Pkg{}, After: []wire.Pkg{}}
+	var f wire.Finish
+	var j *job
 	logs, err := newLogs(w, t)
-	j := &job{Worker: w, Task: t, logs: logs}
-	defer j.clear()
-	if err == nil {
-		err = j.execute(ctx, &f)
+	for tries := 0; ; tries++ {
+		f = wire.Finish{Fence: t.Fence, Files: []wire.File{}, Before: []wire.Pkg{}, After: []wire.Pkg{}}
+		j = &job{Worker: w, Task: t, logs: logs}
+		if err == nil {
+			err = j.execute(ctx, &f)
+		}
+		// A server that is started anew is nobody's failure: the task goes on when it is back.
+		if tries == 4 || !cutOff(err) || !w.back(ctx, t) {
+			break
+		}
+		logs.say("begins again, the server was away: %v", err)
+		j.clear()
+		err = nil
 	}
+	defer j.clear()
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
@@ -223,6 +238,32 @@ func (w *Worker) do(ctx context.Context, t wire.Task) {
 	w.finish(ctx, t, f, err)
 	cancel(nil)
 	<-renewed
+}
+
+// cutOff tells whether a task came to an end because the server was not there.
+func cutOff(err error) bool {
+	return slices.Contains([]string{"server_away", "canceled", "answer_cut", "input_cut", "tree_cut", "repo_away"}, fault.Code(err))
+}
+
+// back waits until the server answers, for as long as a start of it may take. It is false when
+// the task is not ours any more.
+func (w *Worker) back(ctx context.Context, t wire.Task) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		err := w.Client.Call(ctx, "POST", fmt.Sprintf(wire.PathRenew, t.ID), wire.Renew{Fence: t.Fence}, nil)
+		if err == nil {
+			return true
+		}
+		if !cutOff(err) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
 }
 
 // finish tells the server how a task ended, until it has heard it or the lease is gone.
