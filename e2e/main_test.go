@@ -1,15 +1,25 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
+
+	"drover/internal/teststream"
 )
 
-var builtProgram func() (string, error) //nolint:gochecknoglobals // TestMain sets it
+// What all tests of the process share, made when it is first wanted.
+var (
+	builtProgram  func() (string, error) //nolint:gochecknoglobals // TestMain sets it
+	builtUpstream func() (string, error) //nolint:gochecknoglobals // TestMain sets it
+)
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "drover-e2e-")
@@ -24,6 +34,19 @@ func TestMain(m *testing.M) {
 			err = fmt.Errorf("%w: %s", err, out)
 		}
 		return bin, err
+	})
+	builtUpstream = sync.OnceValues(func() (string, error) {
+		r, err := teststream.Make(context.Background(), teststream.Config{Dir: filepath.Join(dir, "stream"), Set: teststream.Build})
+		if err != nil {
+			return "", err
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		srv := &http.Server{Handler: http.FileServer(http.Dir(r.Dir)), ReadHeaderTimeout: 10 * time.Second}
+		go func() { _ = srv.Serve(l) }() // until the process ends
+		return "http://" + l.Addr().String() + "/", nil
 	})
 	code := m.Run()
 	_ = os.RemoveAll(dir)
