@@ -49,13 +49,14 @@ type CompsEnvironment struct {
 	Options               []string // ids of groups offered with it
 }
 
-// Bounds of a comps file: the largest in the field is a fiftieth of it.
+// Bounds of a comps file, unpacked: the largest in the field has an eighth of the bytes and
+// some hundred groups.
 const (
-	maxComps     = 64 << 20
-	maxCompsItem = 1 << 20
+	maxComps     = 16 << 20
+	maxCompsItem = 1 << 16
 )
 
-// ReadComps reads a comps.xml, compressed or not, of at most 64 MiB. Elements that it does
+// ReadComps reads a comps.xml, compressed or not, of at most 16 MiB. Elements that it does
 // not know are passed over. Errors have code repodata.
 func ReadComps(r io.Reader) (Comps, error) {
 	var c Comps

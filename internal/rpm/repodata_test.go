@@ -747,7 +747,8 @@ func TestCompsReadAndWritten(t *testing.T) {
 	if d := cmp.Diff(rpm.Comps{Groups: []rpm.CompsGroup{{ID: "a", Name: "Group & more", Visible: true, Packages: []rpm.CompsPackage{{Name: "x", Type: "mandatory"}}}}}, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)
 	}
-	for _, s := range []string{"", "x", "<a/>", "<comps/>x", "<comps/><comps/>", "<comps><group><id>a<b/></id></group></comps>", "<comps><group><id>a</id><packagelist><packagereq/></packagelist></group></comps>", "<comps><group/></comps>", "<comps><group><id>&x;</id></group></comps>", "<comps>", `<!DOCTYPE c [<!ENTITY x "y">]><comps><group><id>&x;</id></group></comps>`} {
+	for _, s := range []string{"", "x", "<a/>", "<comps/>x", "<comps/><comps/>", "<comps><group><id>a<b/></id></group></comps>", "<comps><group><id>a</id><packagelist><packagereq/></packagelist></group></comps>", "<comps>" + strings.Repeat("<group><id>a</id></group>", 70_000) + "</comps>",
+		"<comps>" + strings.Repeat(" ", 17<<20) + "</comps>", "<comps><group/></comps>", "<comps><group><id>&x;</id></group></comps>", "<comps>", `<!DOCTYPE c [<!ENTITY x "y">]><comps><group><id>&x;</id></group></comps>`} {
 		if _, err := rpm.ReadComps(strings.NewReader(s)); fault.Code(err) != "repodata" {
 			t.Errorf("%q: %v", s, err)
 		}
