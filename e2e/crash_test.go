@@ -33,7 +33,7 @@ import (
 //
 // DROVER_CRASH_SEED repeats a plan of kills, DROVER_CRASH_KILLS sets their number.
 func TestCrash(t *testing.T) {
-	kills := 8
+	kills := 5 // on each engine
 	if os.Getenv("DROVER_LONG") != "" {
 		kills = 100
 	}
@@ -50,9 +50,6 @@ func TestCrash(t *testing.T) {
 
 	whole := t
 	engines(t, func(t *testing.T, db string) {
-		if db != "" && os.Getenv("DROVER_LONG") == "" {
-			kills /= 2 // both engines within a minute
-		}
 		c := newChaos(t, newScenario(t, newSite(t, memory(t), db, "--no-builder", "--no-signer")), plan(seed, kills, length))
 		c.play()
 		calm.TB = t

@@ -351,6 +351,9 @@ type builderRun struct {
 // Run runs a builder. It joins with the ticket in DROVER_TICKET, once.
 func (v builderRun) Run(e *cli.Env, l *line) error {
 	c, err := member(e.Ctx, l.URL, l.CA, v.Dir, os.Getenv("DROVER_TICKET"))
+	if err != nil && e.Ctx.Err() != nil {
+		return nil // it was stopped while it waited for the server
+	}
 	if err != nil {
 		return err
 	}
@@ -407,6 +410,9 @@ type signerRun struct {
 // Run runs the signer. It joins with the ticket in DROVER_TICKET, once.
 func (v signerRun) Run(e *cli.Env, l *line) error {
 	c, err := member(e.Ctx, l.URL, l.CA, v.Dir, os.Getenv("DROVER_TICKET"))
+	if err != nil && e.Ctx.Err() != nil {
+		return nil // it was stopped while it waited for the server
+	}
 	if err != nil {
 		return err
 	}
