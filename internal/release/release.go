@@ -13,6 +13,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/rpm"
 )
 
 //go:embed migrations
@@ -88,6 +89,11 @@ func (t Tag) check() error {
 	}
 	if t.Codec != "" && t.Codec != "zst" && t.Codec != "gz" {
 		return no("%.20q is no codec", t.Codec)
+	}
+	if t.Comps != "" {
+		if _, err := rpm.ReadComps(strings.NewReader(t.Comps)); err != nil {
+			return fault.Invalid("tag", "the comps.xml of the tag %s cannot be read", t.Name).Wrap(err).Fix("hosts could not read the repository; correct the file")
+		}
 	}
 	if len(t.Comps) > 1<<20 || len(t.Install) > 500 || len(t.Macros) > 100 || len(t.Mirrors) > 20 {
 		return no("a tag's lists are bounded: 500 packages, 100 macros, 20 mirrors, 1 MiB of comps")

@@ -143,7 +143,7 @@ func TestTagsAndTargetsThatAreRefused(t *testing.T) {
 			"no name": {Arches: x}, "a path": {Name: "../x", Arches: x}, "NUL": {Name: "a\x00b", Arches: x}, "long": {Name: strings.Repeat("a", 101), Arches: x}, "no arch": {Name: "a"},
 			"noarch": {Name: "a", Arches: []string{"noarch"}}, "a bad arch": {Name: "a", Arches: []string{"x/y"}}, "a bad key": {Name: "a", Arches: x, Key: "../k"}, "a bad codec": {Name: "a", Arches: x, Codec: "rar"},
 			"a macro of code": {Name: "a", Arches: x, Macros: map[string]string{"dist": "%(id)"}}, "a bad macro": {Name: "a", Arches: x, Macros: map[string]string{"a b": "x"}}, "a package of options": {Name: "a", Arches: x, Install: []string{"--installroot=/"}},
-			"a bad mirror": {Name: "a", Arches: x, Mirrors: []string{"http://x/"}}, "many packages": {Name: "a", Arches: x, Install: slicesOf("p", 501)}, "large comps": {Name: "a", Arches: x, Comps: strings.Repeat("x", 1<<20+1)},
+			"a bad mirror": {Name: "a", Arches: x, Mirrors: []string{"http://x/"}}, "many packages": {Name: "a", Arches: x, Install: slicesOf("p", 501)}, "broken comps": {Name: "a", Arches: x, Comps: "<comps><group>"}, "large comps": {Name: "a", Arches: x, Comps: strings.Repeat("x", 1<<20+1)},
 		} {
 			if err := h.Release.SetTag(h.System, bad); fault.Code(err) != "tag" {
 				t.Errorf("%s: %v", name, err)

@@ -129,6 +129,9 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 	return nil
 }
 
+// goodHost tells whether a host may stand in a file that is made.
+func goodHost(host string) bool { return !strings.ContainsAny(host, " \n\r\"'<>") }
+
 // base is the address by which the client came.
 func base(r *http.Request) string {
 	scheme := "http"
@@ -142,20 +145,31 @@ func base(r *http.Request) string {
 // reads repomd.xml and its signature by two requests, and a channel may move between them. It
 // asks for the list again before it gets packages: those of older snapshots are there too.
 func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.Channel(r.Context(), r.PathValue("name"), "")
+	tree := r.PathValue("tree")
+	var c Channel
+	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
+		if c, err = channelAt(tx, r.PathValue("name"), event.Now); err == nil {
+			_, err = lookup(tx, c.Snapshot, tree, repomdFile)
+		}
+		return err
+	})
+	// What is not a tree must not become a line of the list.
+	if db.NoRow(err) || err == nil && !goodHost(r.Host) {
+		return noFile(r.URL.Path)
+	}
 	if err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
-	_, err = fmt.Fprintf(w, "%s/channels/%s/at/%s/%s/\n", base(r), c.Name, c.Snapshot, r.PathValue("tree"))
+	_, err = fmt.Fprintf(w, "%s/channels/%s/at/%s/%s/\n", base(r), c.Name, c.Snapshot, tree)
 	return err
 }
 
 // repoFile writes the .repo file of a channel, for the arch that dnf puts in.
 func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
 	name, ok := strings.CutSuffix(r.PathValue("file"), ".repo")
-	if !ok || strings.ContainsAny(r.Host, " \n\r\"'<>") {
+	if !ok || !goodHost(r.Host) {
 		return noFile(r.URL.Path)
 	}
 	c, err := s.Channel(r.Context(), name, "")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"reflect"
 	"runtime/debug"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"drover/internal/fault"
 
@@ -165,6 +167,8 @@ func (s *Server) HTTPServer() *http.Server {
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
 }
 
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
 // ServeHTTP authenticates, keeps a panic from taking the process, and routes.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	id := s.reqs.Add(1)
@@ -195,6 +199,11 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "same-origin")
+	// The databases differ in what they make of such text, and no name here has it.
+	if q, err := url.QueryUnescape(r.URL.RawQuery); err != nil || !isText(q) || !isText(r.URL.Path) {
+		s.Problem(w, r, fault.Invalid("text", "the address is no text").Fix("send UTF-8 without NUL"))
+		return
+	}
 	ctx, err := s.cfg.Authenticate(r)
 	if err != nil {
 		s.Problem(w, r, err)
