@@ -179,7 +179,7 @@ func AsOf(tx *db.Tx, at string) (int64, error) {
 	}
 	if n, err := strconv.ParseInt(at, 10, 64); err == nil {
 		if n < 0 || n > last {
-			return 0, fault.NotFound("event_unknown", "there is no event %d; the newest is %d", n, last)
+			return 0, fault.NotFound("event_unknown", "there is no event %d; the newest is %d", n, last).Fix("see `drover events`")
 		}
 		return n, nil
 	}
