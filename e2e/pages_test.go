@@ -32,17 +32,17 @@ const contrast = `(() => {
   return bad.join("\n");
 })()`
 
-// builder works as a builder does, by its protocol, a step at a time.
-type builder struct {
+// byHand works as a builder does, by its protocol, a step at a time.
+type byHand struct {
 	t *testing.T
 	c *web.Client
 	wire.Task
 	sent int
 }
 
-func (g *target) builder(t *testing.T) *builder {
+func (g *target) builder(t *testing.T) *byHand {
 	t.Helper()
-	b := &builder{t: t, c: &web.Client{Base: g.url, Token: g.tokens["builder"]}}
+	b := &byHand{t: t, c: &web.Client{Base: g.url, Token: g.tokens["builder"]}}
 	var o wire.Orders
 	if err := b.c.Call(t.Context(), "POST", wire.PathPoll, wire.Poll{Version: wire.Version, Arches: []string{"x86_64", "noarch"}, Channels: []string{"default"}, Slots: 1, Running: []wire.Held{}, Host: "b1", Wait: 20}, &o); err != nil || len(o.Tasks) != 1 {
 		t.Fatalf("poll: %+v, %v", o, err)
@@ -51,7 +51,7 @@ func (g *target) builder(t *testing.T) *builder {
 	return b
 }
 
-func (b *builder) log(text string) {
+func (b *byHand) log(text string) {
 	b.t.Helper()
 	resp, err := b.c.Do(b.t.Context(), "POST", fmt.Sprintf(wire.PathLog+"?fence=%d&offset=%d", b.ID, "build.log", b.Fence, b.sent), nil, strings.NewReader(text))
 	if err != nil {
@@ -61,7 +61,7 @@ func (b *builder) log(text string) {
 	b.sent += len(text)
 }
 
-func (b *builder) fail() {
+func (b *byHand) fail() {
 	b.t.Helper()
 	f := wire.Finish{Fence: b.Fence, Files: []wire.File{}, Before: []wire.Pkg{}, After: []wire.Pkg{}, Failure: &wire.Failure{Code: "build_failed", Message: "rpmbuild of hello failed", Remedy: "read `build.log`", Line: "main.c:3: error: <b>no</b>"}}
 	if err := b.c.Call(b.t.Context(), "POST", fmt.Sprintf(wire.PathFinish, b.ID), f, nil); err != nil {
