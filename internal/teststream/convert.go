@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/rpmpack"
 )
@@ -26,14 +25,36 @@ type spec struct {
 	source   string
 	files    map[string]debFile
 	config   map[string]bool
+	ghost    map[string]bool // made by the scripts, owned by the package
 	provides []string
 	requires []string
 	prereqs  []string // needed before the scripts run
+	wants    []string // Recommends
+	hints    []string // Suggests
 	conflict []string
 	post     string
-	postLua  string
+	postProg string // what runs post; "" means /bin/sh. With an empty post it is run itself
 	preun    string
 	trigger  bool // run ldconfig when a package brings libraries
+}
+
+func newSpec(name, version, arch, summary string) *spec {
+	return &spec{name: name, version: version, release: "1" + dist, arch: arch, summary: summary, source: name,
+		files: map[string]debFile{}, config: map[string]bool{}, ghost: map[string]bool{}}
+}
+
+// text puts text files into the package; below /etc they are configuration.
+func (s *spec) text(files map[string]string) {
+	for p, body := range files {
+		s.files[p] = debFile{path: p, mode: 0o644, body: []byte(body)}
+		s.config[p] = strings.HasPrefix(p, "/etc/")
+	}
+}
+
+func (s *spec) symlinks(links map[string]string) {
+	for p, to := range links {
+		s.files[p] = debFile{path: p, link: to}
+	}
 }
 
 // usr moves a path of the unmerged file system under /usr.
@@ -49,32 +70,21 @@ func usr(p string) string {
 // convert maps a Debian package to an RPM.
 func convert(d *deb) *spec {
 	c := d.control
-	s := &spec{name: c["Package"], arch: map[string]string{"amd64": "x86_64", "all": "noarch"}[c["Architecture"]], files: map[string]debFile{}, config: map[string]bool{}}
-	s.summary, _, _ = strings.Cut(c["Description"], "\n")
+	name := c["Package"]
+	summary, _, _ := strings.Cut(c["Description"], "\n")
+	s := newSpec(name, "", map[string]string{"amd64": "x86_64", "all": "noarch"}[c["Architecture"]], summary)
 	s.epoch, s.version, s.release, _ = splitVersion(c["Version"])
-	s.source, _, _ = strings.Cut(c["Source"], " ")
-	if s.source == "" {
-		s.source = s.name
+	if src, _, _ := strings.Cut(c["Source"], " "); src != "" {
+		s.source = src
 	}
-	self := evrOf(s)
-	s.prereqs = []string{"filesystem"}
-	for _, field := range []string{"Pre-Depends", "Depends"} {
-		for _, cl := range parseRelations(c[field]) {
-			s.requires = appendText(s.requires, depText(cl, s.name))
-		}
-	}
-	for _, field := range []string{"Breaks", "Conflicts"} {
-		for _, cl := range parseRelations(c[field]) {
-			s.conflict = appendText(s.conflict, depText(cl, s.name))
-		}
-	}
-	switch s.name { // what Debian recommends or holds essential, and CentOS's package needs or is
-	case "gcc":
-		s.requires = append(s.requires, "glibc-devel")
-	case "libc6":
-		s.requires = append(s.requires, "libc-bin")
-	}
-	// An unversioned Provides of Debian satisfies no versioned relation; in RPM it would.
+	self := s.evr()
+	s.prereqs = append([]string{"filesystem"}, prereqs(name)...)
+	s.requires = append(s.relations(c, "Pre-Depends", "Depends"), requires(name)...)
+	s.wants = s.relations(c, "Recommends")
+	s.hints = s.relations(c, "Suggests")
+	s.conflict = s.relations(c, "Breaks", "Conflicts")
+	// An unversioned Provides of Debian satisfies no versioned relation; in RPM it would
+	// satisfy them all.
 	for _, cl := range parseRelations(c["Provides"]) {
 		if cl[0].ver != "" {
 			s.provides = append(s.provides, cl[0].name+" = "+evr(cl[0].ver))
@@ -82,42 +92,56 @@ func convert(d *deb) *spec {
 			s.provides = append(s.provides, cl[0].name+" = "+self)
 		}
 	}
-	for _, n := range centos(s.name) {
+	for _, n := range centos(name) {
 		s.provides = append(s.provides, n+" = "+self)
 	}
-	if s.arch == "x86_64" {
-		s.provides = append(s.provides, s.name+"(x86-64) = "+self)
-	}
-	s.kernel()
 	own := dirs()
 	for _, f := range d.files {
 		s.file(f, d, own)
 	}
-	for p, to := range links(s.name) {
-		s.files[p] = debFile{path: p, link: to, mode: 0o777}
+	for to, from := range copies(name) {
+		s.text(map[string]string{to: string(s.files[from].body)})
 	}
-	for p, body := range extra(s.name) {
-		s.files[p] = debFile{path: p, mode: 0o644, body: []byte(body)}
-		s.config[p] = strings.HasPrefix(p, "/etc/")
+	s.text(extra(name))
+	s.symlinks(links(name))
+	for p := range links(name) {
+		if old, ok := strings.CutPrefix(p, "/usr"); ok && usr(old) == p {
+			s.provides = append(s.provides, old)
+		}
 	}
-	s.post = post(s.name)
-	s.trigger = s.name == "libc-bin"
-	if s.name == "bash" {
-		s.provides = append(s.provides, "/bin/sh", "/bin/bash")
+	for p, r := range rights(name) {
+		f := s.files[p]
+		f.path, f.dir = p, f.dir || r.dir
+		f.mode, f.user, f.group, f.caps = r.mode, r.user, r.group, r.caps
+		s.files[p] = f
+	}
+	s.post = post(name)
+	if name == "libc-bin" { // not by a shell, which comes later
+		s.postProg, s.trigger = "/usr/sbin/ldconfig", true
+	}
+	s.kernel()
+	if s.arch == "x86_64" {
+		s.provides = append(s.provides, s.name+"(x86-64) = "+self)
 	}
 	s.scan()
 	s.units()
 	return s
 }
 
-func appendText(list []string, text string) []string {
-	if text == "" {
-		return list
+// relations maps the fields that are there.
+func (s *spec) relations(control map[string]string, fields ...string) []string {
+	var out []string
+	for _, f := range fields {
+		for _, cl := range parseRelations(control[f]) {
+			if t := depText(cl, s.name); t != "" {
+				out = append(out, t)
+			}
+		}
 	}
-	return append(list, text)
+	return out
 }
 
-func evrOf(s *spec) string {
+func (s *spec) evr() string {
 	v := s.version + "-" + s.release
 	if s.epoch != 0 {
 		v = fmt.Sprintf("%d:%s", s.epoch, v)
@@ -125,25 +149,38 @@ func evrOf(s *spec) string {
 	return v
 }
 
-// kernel gives Debian's kernel packages the names and rights of CentOS's.
+// kernel gives Debian's kernel packages the names and rights of CentOS's: several can be
+// installed side by side, and the index of modules is made at the installation.
 func (s *spec) kernel() {
-	if !strings.HasPrefix(s.name, "linux-image-") {
-		return
-	}
 	was := s.name
-	if strings.HasPrefix(s.source, "linux-signed") && regexp.MustCompile(`^linux-image-\d`).MatchString(was) {
-		s.name = "kernel-core"
-		s.provides = append(s.provides, was+" = "+evrOf(s), "installonlypkg(kernel)", "kernel-modules = "+evrOf(s))
+	s.name = renamed(was)
+	if s.name == was {
 		return
 	}
-	s.name = "kernel"
-	s.provides = append(s.provides, was+" = "+evrOf(s))
+	s.provides = append(s.provides, was+" = "+s.evr())
+	if s.name != "kernel-core" {
+		clear(s.files) // a link below /usr/share/doc that differs between versions
+		return
+	}
+	s.provides = append(s.provides, "installonlypkg(kernel)", "kernel-modules = "+s.evr())
+	s.prereqs = append(s.prereqs, "kmod")
+	abi := strings.TrimPrefix(was, "linux-image-")
+	modules := "/usr/lib/modules/" + abi
+	image := s.files["/boot/vmlinuz-"+abi]
+	image.path = modules + "/vmlinuz"
+	s.files[image.path] = image
+	for _, n := range strings.Fields("alias alias.bin builtin.alias.bin builtin.bin dep dep.bin devname softdep symbols symbols.bin") {
+		p := modules + "/modules." + n
+		s.files[p] = debFile{path: p, mode: 0o644}
+		s.ghost[p] = true
+	}
+	s.post += "depmod " + abi + "\n"
 }
 
 func (s *spec) file(f debFile, d *deb, own map[string]uint32) {
 	old := f.path
 	f.path = usr(f.path)
-	if _, ok := own[f.path]; ok || f.path == "/" || skipped(f.path) || roots()[f.path] != "" || s.name == "kernel" {
+	if _, ok := own[f.path]; ok || f.path == "/" || skipped(f.path) || roots()[f.path] != "" {
 		return
 	}
 	if f.link != "" {
@@ -163,29 +200,27 @@ func (s *spec) file(f debFile, d *deb, own map[string]uint32) {
 		s.provides = append(s.provides, old) // a dependency on a file is met by its exact name only
 	}
 	s.config[f.path] = d.conf[old]
-	switch f.path {
-	case "/usr/bin/ssh-agent":
-		f.mode, f.group = 0o2755, "_ssh"
-	case "/usr/lib/dbus-1.0/dbus-daemon-launch-helper":
-		f.mode, f.group = 0o4754, "messagebus"
-	}
 	s.files[f.path] = f
-	if k, ok := strings.CutPrefix(f.path, "/boot/vmlinuz-"); ok {
-		f.path = "/usr/lib/modules/" + k + "/vmlinuz"
-		s.files[f.path] = f
-	}
 }
 
 var (
-	rePC    = regexp.MustCompile(`(?m)^Version:[ \t]*([A-Za-z0-9_.+~]+)[ \t]*$`)
-	reWants = regexp.MustCompile(`(?m)^(WantedBy|RequiredBy|Alias|Also)=`)
+	rePC     = regexp.MustCompile(`(?m)^Version:[ \t]*([A-Za-z0-9_.+~]+)[ \t]*$`)
+	reWants  = regexp.MustCompile(`(?m)^(WantedBy|RequiredBy|Alias|Also)=`)
+	rePerl   = regexp.MustCompile(`^/usr/(?:share/perl5|share/perl/[0-9.]+|lib/x86_64-linux-gnu/(?:perl5|perl|perl-base)(?:/[0-9.]+)?)/(.+)\.pm$`)
+	rePython = regexp.MustCompile(`^/usr/lib/python(3\.[0-9]+)/os\.py$`)
 )
 
 // scan reads the dependencies that are in the files themselves: sonames with their versions,
-// pkg-config modules.
+// pkg-config, Perl and Python modules.
 func (s *spec) scan() {
 	prov, req := map[string]bool{}, map[string]bool{}
 	for p, f := range s.files {
+		if m := rePerl.FindStringSubmatch(p); m != nil {
+			prov["perl("+strings.ReplaceAll(m[1], "/", "::")+")"] = true
+		}
+		if m := rePython.FindStringSubmatch(p); m != nil {
+			prov["python(abi) = "+m[1]] = true
+		}
 		if strings.HasSuffix(p, ".pc") && strings.Contains(p, "/pkgconfig/") {
 			v := ""
 			if m := rePC.FindSubmatch(f.body); m != nil {
@@ -251,14 +286,10 @@ func (s *spec) units() {
 	s.preun = "if [ $1 = 0 ] && [ -x /usr/bin/systemctl ]; then systemctl --no-reload disable --now " + strings.Join(us, " ") + " >/dev/null 2>&1 || :; fi\n"
 }
 
-// made is when everything here was built: one time, so that the same input gives the same
-// bytes.
-func made() time.Time { return time.Unix(1700000000, 0).UTC() }
-
-// write writes the RPM, signed by sign when it is not nil.
-func (s *spec) write(sign func([]byte) ([]byte, error)) ([]byte, error) {
+// write writes the RPM.
+func (s *spec) write() ([]byte, error) {
 	md := rpmpack.RPMMetaData{Name: s.name, Summary: s.summary, Description: s.summary, Version: s.version, Release: s.release, Arch: s.arch, OS: "linux", Vendor: "drover teststream",
-		Licence: "various", Group: "Unspecified", BuildHost: "teststream", Compressor: "zstd:3", Epoch: s.epoch, BuildTime: made()}
+		Licence: "various", Group: "Unspecified", BuildHost: "teststream", Compressor: "zstd:3", Epoch: s.epoch, BuildTime: builtAt()}
 	if s.epoch == 0 {
 		md.Epoch = rpmpack.NoEpoch
 	}
@@ -285,10 +316,13 @@ func (s *spec) write(sign func([]byte) ([]byte, error)) ([]byte, error) {
 	for _, l := range []struct {
 		to   *rpmpack.Relations
 		list []string
-	}{{&md.Provides, s.provides}, {&md.Requires, s.requires}, {&md.Conflicts, s.conflict}} {
+	}{{&md.Provides, s.provides}, {&md.Requires, s.requires}, {&md.Recommends, s.wants}, {&md.Suggests, s.hints}, {&md.Conflicts, s.conflict}} {
 		if err := set(l.to, l.list); err != nil {
 			return nil, err
 		}
+	}
+	if s.preun != "" || s.post != "" && s.postProg == "" {
+		s.prereqs = append(s.prereqs, "/bin/sh")
 	}
 	var pre rpmpack.Relations
 	if err := set(&pre, s.prereqs); err != nil {
@@ -307,16 +341,20 @@ func (s *spec) write(sign func([]byte) ([]byte, error)) ([]byte, error) {
 			p.Version = fmt.Sprintf("%d:%s", s.epoch, p.Version)
 		}
 	}
+	var caps []string
 	for _, p := range slices.Sorted(maps.Keys(s.files)) {
 		r.AddFile(s.rpmFile(s.files[p]))
+		caps = append(caps, s.files[p].caps)
+	}
+	if slices.ContainsFunc(caps, func(c string) bool { return c != "" }) {
+		r.AddCustomTag(5010, rpmpack.EntryStringSlice(caps))
 	}
 	r.AddCustomTag(1044, rpmpack.EntryString(fmt.Sprintf("%s-%s-%s.src.rpm", s.source, s.version, s.release)))
-	switch {
-	case s.postLua != "":
-		r.AddPostin(s.postLua)
-		r.AddCustomTag(1086, rpmpack.EntryString("<lua>"))
-	case s.post != "":
+	if s.post != "" {
 		r.AddPostin(s.post)
+	}
+	if s.postProg != "" {
+		r.AddCustomTag(1086, rpmpack.EntryString(s.postProg))
 	}
 	if s.preun != "" {
 		r.AddPreun(s.preun)
@@ -330,9 +368,6 @@ func (s *spec) write(sign func([]byte) ([]byte, error)) ([]byte, error) {
 		r.AddCustomTag(5081, rpmpack.EntryStringSlice([]string{"", ""}))
 		r.AddCustomTag(5082, rpmpack.EntryUint32([]uint32{1 << 16, 1 << 16}))
 		r.AddCustomTag(5085, rpmpack.EntryUint32([]uint32{1000000}))
-	}
-	if sign != nil {
-		r.SetPGPSigner(sign)
 	}
 	var b bytes.Buffer
 	err = r.Write(&b)
@@ -348,74 +383,19 @@ func (s *spec) rpmFile(f debFile) rpmpack.RPMFile {
 		o.Owner = f.user
 	}
 	if f.mtime == 0 {
-		o.MTime = uint32(made().Unix())
+		o.MTime = uint32(builtAt().Unix())
 	}
 	switch {
 	case f.dir:
 		o.Mode |= 0o40000
 	case f.link != "":
 		o.Mode, o.Body = 0o120777, []byte(f.link)
+	case s.ghost[f.path]:
+		o.Type, o.Body = rpmpack.GhostFile, nil
 	case s.config[f.path]:
 		o.Type = rpmpack.ConfigFile | rpmpack.NoReplaceFile
 	case strings.HasPrefix(f.path, "/usr/share/doc/") || strings.HasPrefix(f.path, "/usr/share/man/") || strings.HasPrefix(f.path, "/usr/share/info/"):
 		o.Type = rpmpack.DocFile
 	}
 	return o
-}
-
-// hand is the packages made by hand: what CentOS has and Debian solves in another way.
-func hand() []*spec {
-	text := func(m map[string]string) map[string]debFile {
-		out := map[string]debFile{}
-		for p, b := range m {
-			out[p] = debFile{path: p, mode: 0o644, body: []byte(b)}
-		}
-		return out
-	}
-	release := &spec{name: "centos-stream-release", version: "9", release: "1" + dist, arch: "noarch", summary: "Release files of the stand-in", source: "centos-stream-release",
-		provides: []string{"system-release", "system-release(releasever) = 9", "centos-release = 9", "base-module(platform:el9)"},
-		files: text(map[string]string{"/usr/lib/os-release": osRelease, "/etc/centos-release": "drover teststream release 9\n",
-			"/usr/lib/systemd/system-preset/89-default.preset":         "enable ssh.service\nenable sshd-keygen.service\nenable chrony.service\nenable systemd-networkd.service\nenable getty@.service\nenable dbus.service\n",
-			"/usr/lib/systemd/system-preset/99-default-disable.preset": "disable *\n"})}
-	release.files["/etc/os-release"] = debFile{path: "/etc/os-release", link: "../usr/lib/os-release"}
-	setup := &spec{name: "setup", version: "2.13", release: "1" + dist, arch: "noarch", summary: "Users, groups and base configuration", source: "setup", requires: []string{"system-release"},
-		files: text(map[string]string{"/etc/passwd": users, "/etc/group": groups, "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n", "/etc/nsswitch.conf": "passwd: files systemd\ngroup: files systemd\nshadow: files\nhosts: files dns\n",
-			"/etc/profile": "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin\nexport PATH\n", "/etc/shells": "/bin/sh\n/bin/bash\n", "/etc/fstab": "", "/etc/securetty": "", "/etc/host.conf": "multi on\n",
-			"/etc/protocols": "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\n", "/etc/services": "ssh 22/tcp\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nntp 123/udp\nhttps 443/tcp\n", "/etc/default/locale": "", "/etc/motd": ""})}
-	var shadow, gshadow strings.Builder
-	for l := range strings.Lines(users) {
-		n, _, _ := strings.Cut(l, ":")
-		fmt.Fprintf(&shadow, "%s:*:19675:0:99999:7:::\n", n)
-	}
-	for l := range strings.Lines(groups) {
-		n, _, _ := strings.Cut(l, ":")
-		fmt.Fprintf(&gshadow, "%s:*::\n", n)
-	}
-	setup.files["/etc/shadow"] = debFile{path: "/etc/shadow", mode: 0o640, group: "shadow", body: []byte(shadow.String())}
-	setup.files["/etc/gshadow"] = debFile{path: "/etc/gshadow", mode: 0o640, group: "shadow", body: []byte(gshadow.String())}
-	setup.config = map[string]bool{}
-	for p := range setup.files {
-		setup.config[p] = true
-	}
-	// The group shadow is not known yet while /etc/group itself is unpacked.
-	setup.postLua = `posix.chown("/etc/shadow", "root", 42); posix.chown("/etc/gshadow", "root", 42)`
-	fs := &spec{name: "filesystem", version: "3.16", release: "1" + dist, arch: "x86_64", summary: "The directories of the system", source: "filesystem", prereqs: []string{"setup"}, files: map[string]debFile{}}
-	for d, m := range dirs() {
-		fs.files[d] = debFile{path: d, mode: m, dir: true}
-	}
-	for p, to := range roots() {
-		fs.files[p] = debFile{path: p, link: to}
-	}
-	rrc := &spec{name: "redhat-rpm-config", version: "208", release: "1" + dist, arch: "noarch", summary: "Macros of the stand-in", source: "redhat-rpm-config", prereqs: []string{"filesystem"},
-		requires: []string{"debugedit", "rpm-build"}, files: text(map[string]string{"/usr/lib/rpm/debian/macros": macros, "/usr/lib/rpm/debian/rpmrc": rpmrc})}
-	tz := &spec{name: "teststream-localtime", version: "1", release: "1" + dist, arch: "noarch", summary: "UTC", source: "teststream-localtime", prereqs: []string{"filesystem"}, files: map[string]debFile{}}
-	tz.files["/etc/localtime"] = debFile{path: "/etc/localtime", link: "../usr/share/zoneinfo/Etc/UTC"}
-	out := []*spec{release, setup, fs, rrc, tz}
-	for _, s := range out {
-		if s.config == nil {
-			s.config = map[string]bool{}
-		}
-		s.provides = append(s.provides, s.name+" = "+evrOf(s))
-	}
-	return out
 }

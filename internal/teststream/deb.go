@@ -9,10 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -36,15 +34,13 @@ type debFile struct {
 	user  string
 	group string
 	mtime int64
+	caps  string // file capabilities, as setcap takes them
 	body  []byte
 }
 
-// readDeb reads a .deb file (deb(5)): an ar archive of two tars.
-func readDeb(ctx context.Context, file string) (*deb, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
+// readDeb reads the bytes of a .deb file (deb(5)): an ar archive of two tars. The name is
+// for errors.
+func readDeb(ctx context.Context, file string, b []byte) (*deb, error) {
 	d := &deb{conf: map[string]bool{}}
 	if !bytes.HasPrefix(b, []byte("!<arch>\n")) {
 		return nil, fault.Invalid("deb", "%s is no Debian package", file)
@@ -187,122 +183,4 @@ func (d *deb) readData(ctx context.Context, name string, body []byte) error {
 		d.files = append(d.files, f)
 		return nil
 	})
-}
-
-// clause is one alternative list of a relation: "a (>= 1) | b".
-type clause []relation
-
-type relation struct {
-	name string
-	op   string // "", "<<", "<=", "=", ">=", ">>"
-	ver  string
-}
-
-// parseRelations reads a relation field (deb-control(5), Policy 7.1).
-func parseRelations(s string) []clause {
-	var out []clause
-	for part := range strings.SplitSeq(s, ",") {
-		var c clause
-		for alt := range strings.SplitSeq(part, "|") {
-			alt = strings.TrimSpace(alt)
-			if i := strings.IndexAny(alt, "[<"); i > 0 && alt[i] == '[' {
-				alt = strings.TrimSpace(alt[:i])
-			}
-			name, ver, has := strings.Cut(alt, "(")
-			name, _, _ = strings.Cut(strings.TrimSpace(name), ":")
-			if name == "" {
-				continue
-			}
-			r := relation{name: name}
-			if has {
-				v := strings.Fields(strings.TrimSuffix(strings.TrimSpace(ver), ")"))
-				switch len(v) {
-				case 2:
-					r.op, r.ver = v[0], v[1]
-				case 1:
-					r.op = strings.TrimRight(v[0], "0123456789abcdefghijklmnopqrstuvwxyz.:~+-")
-					r.ver = strings.TrimLeft(v[0], "<>=")
-				}
-			}
-			c = append(c, r)
-		}
-		if len(c) > 0 {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// splitVersion maps a Debian version to RPM's epoch, version and release. A '-' inside the
-// upstream version becomes '^', which sorts as Debian's does; a version without revision
-// gets the release 0.
-func splitVersion(v string) (epoch uint32, version, release string, hasRelease bool) {
-	if e, rest, ok := strings.Cut(v, ":"); ok {
-		n, err := strconv.ParseUint(e, 10, 32)
-		if err == nil {
-			epoch, v = uint32(n), rest
-		}
-	}
-	version, release = v, "0"
-	if i := strings.LastIndexByte(v, '-'); i >= 0 {
-		version, release, hasRelease = v[:i], v[i+1:], true
-	}
-	return epoch, strings.ReplaceAll(version, "-", "^"), release + dist, hasRelease
-}
-
-// dist is the release suffix of everything here.
-const dist = ".el9"
-
-func evr(v string) string {
-	e, ver, rel, has := splitVersion(v)
-	s := ver
-	if has {
-		s += "-" + rel
-	}
-	if e != 0 {
-		s = strconv.FormatUint(uint64(e), 10) + ":" + s
-	}
-	return s
-}
-
-// depText maps one clause to an RPM dependency, or "" when it cannot be said or is to be
-// dropped.
-func depText(c clause, self string) string {
-	var alts []string
-	for _, r := range c {
-		if dropped(r.name) {
-			return ""
-		}
-		if r.name == self {
-			continue
-		}
-		alts = append(alts, r.text())
-	}
-	switch {
-	case len(alts) == 0 || slices.Contains(alts, ""):
-		return ""
-	case len(alts) == 1:
-		return alts[0]
-	}
-	return "(" + strings.Join(alts, " or ") + ")"
-}
-
-func (r relation) text() string {
-	op := map[string]string{"<<": "<", "<=": "<=", "=": "=", ">=": ">=", ">>": ">"}[r.op]
-	if op == "" {
-		return r.name
-	}
-	// An upper bound that ends before every binary rebuild cannot be said once a dist suffix
-	// follows: the clause is dropped.
-	if strings.HasSuffix(r.ver, "~") || strings.HasSuffix(r.ver, "-.") {
-		if r.op == "<<" || r.op == "<=" {
-			return ""
-		}
-	}
-	if r.op == ">>" {
-		if _, _, _, has := splitVersion(r.ver); !has {
-			op = ">=" // rpm calls a version without release equal to all its releases
-		}
-	}
-	return r.name + " " + op + " " + evr(r.ver)
 }

@@ -1,6 +1,9 @@
 package teststream
 
-import "strings"
+import (
+	"regexp"
+	"strings"
+)
 
 // dropped tells which Debian packages are not made, because RPM or one of the packages made
 // by hand does their work. A dependency clause that names one is dropped with it.
@@ -8,7 +11,7 @@ func dropped(name string) bool {
 	switch name {
 	case "base-files", "base-passwd", "debconf", "dpkg", "install-info", "ucf", "adduser", "init-system-helpers", "libdebconfclient0", "usr-is-merged", "usrmerge",
 		"lsb-base", "sysvinit-utils", "mawk", "dash", "sensible-utils", "runit-helper", "apt", "debconf-2.0", "cdebconf", "netbase", "media-types", "default-logind", "logind",
-		"initramfs-tools", "linux-initramfs-tool", "dracut", "default-mta", "mail-transport-agent":
+		"initramfs-tools", "linux-initramfs-tool", "default-mta", "mail-transport-agent":
 		return true
 	}
 	return false
@@ -57,6 +60,39 @@ func centos(name string) []string {
 	return nil
 }
 
+// renamed gives the name of CentOS's package where one under Debian's name would not do.
+func renamed(name string) string {
+	if name == "linux-image-cloud-amd64" {
+		return "kernel"
+	}
+	if regexp.MustCompile(`^linux-image-[0-9].*-cloud-amd64$`).MatchString(name) {
+		return "kernel-core"
+	}
+	return name
+}
+
+// requires is what Debian recommends or takes for granted, and CentOS's package of that name
+// needs or holds.
+func requires(name string) []string {
+	switch name {
+	case "gcc":
+		return []string{"glibc-devel"}
+	case "libc6":
+		return []string{"libc-bin"} // holds the locale C.UTF-8
+	case "dracut":
+		return []string{"cpio", "kmod", "gzip"}
+	}
+	return nil
+}
+
+// prereqs is what the scripts of a package run.
+func prereqs(name string) []string {
+	if name == "ca-certificates" {
+		return []string{"openssl", "debianutils", "sed", "findutils", "coreutils"}
+	}
+	return nil
+}
+
 // links is what Debian's update-alternatives makes, as static symlinks of a package.
 func links(name string) map[string]string {
 	switch name {
@@ -72,10 +108,59 @@ func links(name string) map[string]string {
 		return map[string]string{"/usr/bin/which": "which.debianutils"}
 	case "tar":
 		return map[string]string{"/usr/sbin/rmt": "rmt-tar"}
+	case "cpp":
+		return map[string]string{"/usr/lib/cpp": "../bin/cpp"}
+	case "less":
+		return map[string]string{"/usr/bin/pager": "less"}
+	case "pinentry-curses":
+		return map[string]string{"/usr/bin/pinentry": "pinentry-curses"}
 	case "procps":
 		return map[string]string{"/usr/bin/w": "w.procps"}
+	case "tzdata":
+		return map[string]string{"/etc/localtime": "../usr/share/zoneinfo/Etc/UTC"}
+	case "vim-tiny":
+		return map[string]string{"/usr/bin/vi": "vim.tiny", "/usr/bin/view": "vim.tiny", "/usr/bin/ex": "vim.tiny", "/usr/bin/editor": "vim.tiny"}
+	case "xz-utils":
+		return map[string]string{"/usr/bin/lzma": "xz", "/usr/bin/unlzma": "unxz", "/usr/bin/lzcat": "xzcat"}
 	case "openssh-server":
 		return map[string]string{"/usr/lib/systemd/system/sshd.service": "ssh.service"}
+	}
+	return nil
+}
+
+// copies is the configuration that Debian's ucf copies from a package's own examples.
+func copies(name string) map[string]string {
+	switch name {
+	case "chrony":
+		return map[string]string{"/etc/chrony/chrony.conf": "/usr/share/chrony/chrony.conf", "/etc/chrony/chrony.keys": "/usr/share/chrony/chrony.keys"}
+	case "readline-common":
+		return map[string]string{"/etc/inputrc": "/usr/share/readline/inputrc"}
+	}
+	return nil
+}
+
+// right is the owner and mode of a file where the Debian package does not hold them.
+type right struct {
+	mode        uint32
+	user, group string
+	caps        string
+	dir         bool
+}
+
+// rights is what Debian's scripts do with dpkg-statoverride and setcap.
+func rights(name string) map[string]right {
+	switch name {
+	case "openssh-client":
+		return map[string]right{"/usr/bin/ssh-agent": {mode: 0o2755, group: "_ssh"}}
+	case "dbus":
+		return map[string]right{"/usr/lib/dbus-1.0/dbus-daemon-launch-helper": {mode: 0o4754, group: "messagebus"}}
+	case "iputils-ping":
+		return map[string]right{"/usr/bin/ping": {mode: 0o755, caps: "cap_net_raw=ep"}}
+	case "sudo":
+		return map[string]right{"/etc/sudoers": {mode: 0o440}}
+	case "chrony":
+		return map[string]right{"/etc/chrony/chrony.keys": {mode: 0o640, group: "_chrony"},
+			"/var/lib/chrony": {mode: 0o750, user: "_chrony", group: "_chrony", dir: true}, "/var/log/chrony": {mode: 0o750, user: "_chrony", group: "_chrony", dir: true}}
 	}
 	return nil
 }
@@ -95,6 +180,10 @@ func extra(name string) map[string]string {
 			"/etc/pam.d/common-session":                "session [default=1] pam_permit.so\nsession requisite pam_deny.so\nsession required pam_permit.so\nsession required pam_unix.so\nsession optional pam_systemd.so\n",
 			"/etc/pam.d/common-session-noninteractive": "session [default=1] pam_permit.so\nsession requisite pam_deny.so\nsession required pam_permit.so\nsession required pam_unix.so\n",
 		}
+	case "systemd":
+		return map[string]string{"/usr/lib/systemd/network/89-dhcp.network": "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n"}
+	case "login":
+		return map[string]string{"/etc/subuid": "", "/etc/subgid": ""}
 	case "openssh-server":
 		return map[string]string{
 			"/etc/ssh/sshd_config":                        "UsePAM yes\nKbdInteractiveAuthentication no\nSubsystem sftp /usr/lib/openssh/sftp-server\nHostKey /etc/ssh/ssh_host_ed25519_key\n",
@@ -108,12 +197,13 @@ func extra(name string) map[string]string {
 // post is the %post script of a package.
 func post(name string) string {
 	switch name {
-	case "libc-bin":
-		return "/usr/sbin/ldconfig\n"
 	case "systemd":
-		return "test -e /etc/machine-id || echo uninitialized > /etc/machine-id\nsystemd-sysusers || :\nsystemctl preset-all || :\n"
+		return "test -e /etc/machine-id || echo uninitialized > /etc/machine-id\nsystemd-sysusers\nsystemctl preset-all 2>/dev/null\njournalctl --update-catalog\n"
+	case "udev":
+		return "systemd-hwdb --usr update\n"
 	case "ca-certificates":
-		return "update-ca-certificates >/dev/null 2>&1 || :\n"
+		return "test -e /etc/ca-certificates.conf || (cd /usr/share/ca-certificates && find . -name '*.crt' | sed 's|^./||' | LC_ALL=C sort) >/etc/ca-certificates.conf\n" +
+			"update-ca-certificates >/dev/null\n"
 	}
 	return ""
 }
@@ -252,6 +342,7 @@ const macros = `%dist .el9
 %_binary_payload w19.zstdio
 %_buildhost drover
 %_build_id_links compat
+%_enable_debug_packages 1
 %_debugsource_packages 1
 %_debuginfo_subpackages 1
 %_unique_build_ids 1
