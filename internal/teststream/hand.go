@@ -74,7 +74,7 @@ func filesystem() *spec {
 func rpmConfig() *spec {
 	s := newSpec("redhat-rpm-config", "208", "noarch", "Macros of the stand-in")
 	s.prereqs = []string{"filesystem"}
-	s.requires = []string{"debugedit", "rpm-build"}
+	s.requires = []string{"rpm-build", "binutils", "debugedit", "elfutils", "file", "patch", "zstd"} // what its macros call
 	s.text(map[string]string{"/usr/lib/rpm/debian/macros": macros, "/usr/lib/rpm/debian/rpmrc": rpmrc})
 	return s
 }
