@@ -543,7 +543,8 @@ func (c *chaos) install(ctx context.Context) {
 		}
 		_ = os.RemoveAll(root)
 		began := time.Now()
-		cmd := exec.Command("dnf", "-y", "--installroot="+root, "--releasever=9", "--setopt=reposdir="+repos, "--setopt=varsdir=/nonexistent", "--setopt=cachedir="+filepath.Join(dir, "cache"), "--setopt=pluginpath=/nonexistent",
+		// --refresh: what dnf read less than a second ago it takes as fresh whatever metadata_expire says.
+		cmd := exec.Command("dnf", "-y", "--refresh", "--installroot="+root, "--releasever=9", "--setopt=reposdir="+repos, "--setopt=varsdir=/nonexistent", "--setopt=cachedir="+filepath.Join(dir, "cache"), "--setopt=pluginpath=/nonexistent",
 			"--setopt=module_platform_id=platform:el9", "--setopt=crash.metadata_expire=0", "--setopt=crash.skip_if_unavailable=0", "--setopt=retries=1", "install", "pair", "bulk")
 		cmd.Env = c.environ()
 		out, err := cmd.CombinedOutput()
@@ -577,7 +578,7 @@ func onlyCut(out string) bool {
 	curl := 0
 	for l := range strings.Lines(out) {
 		switch {
-		case strings.Contains(l, "Curl error (7)"), strings.Contains(l, "Curl error (52)"), strings.Contains(l, "Curl error (56)"), strings.Contains(l, "Curl error (18)"):
+		case strings.Contains(l, "Curl error (7)"), strings.Contains(l, "Curl error (52)"), strings.Contains(l, "Curl error (55)"), strings.Contains(l, "Curl error (56)"), strings.Contains(l, "Curl error (18)"):
 			curl++
 		case strings.Contains(l, "Curl error"), strings.Contains(l, "Status code"), strings.Contains(l, "signature"), strings.Contains(l, "GPG check"), strings.Contains(l, "not signed"), strings.Contains(l, "hecksum"):
 			return false
