@@ -258,7 +258,7 @@ func (s *site) serves(p *process, most time.Duration) error {
 		default:
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("the server does not serve within %s: %v\n%s", most, err, s.output(server, p))
+			return fmt.Errorf("the server does not serve within %s: %w\n%s", most, err, s.output(server, p))
 		}
 	}
 }

@@ -278,7 +278,7 @@ func (d *demo) install(root string) (string, error) {
 
 // serveDir serves a directory on a free port of loopback until ctx ends.
 func serveDir(ctx context.Context, dir string) (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}

@@ -352,7 +352,7 @@ type builderRun struct {
 func (v builderRun) Run(e *cli.Env, l *line) error {
 	c, err := member(e.Ctx, l.URL, l.CA, v.Dir, os.Getenv("DROVER_TICKET"))
 	if err != nil && e.Ctx.Err() != nil {
-		return nil // it was stopped while it waited for the server
+		return nil //nolint:nilerr // it was stopped while it waited for the server
 	}
 	if err != nil {
 		return err

@@ -123,7 +123,7 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	if err := s.firstToken(ctx); err != nil {
 		return s, err
 	}
-	return s, s.listen()
+	return s, s.listen(ctx)
 }
 
 // alone makes sure that no other server works in the directory. The kernel lets go of the
@@ -212,14 +212,14 @@ func (s *Server) routes() {
 }
 
 // listen opens the address and decides on TLS.
-func (s *Server) listen() error {
+func (s *Server) listen(ctx context.Context) error {
 	host, _, err := net.SplitHostPort(s.Config.Listen)
 	if err != nil {
 		return fault.Invalid("listen", "%q is no address to listen on", s.Config.Listen).Fix("use HOST:PORT")
 	}
 	ip := net.ParseIP(host)
 	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
-	l, err := net.Listen("tcp", s.Config.Listen)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Config.Listen)
 	if err != nil {
 		return fault.Unavailable("listen", "%s cannot be listened on", s.Config.Listen).Wrap(err).Fix("another server may run already; give another address with --listen")
 	}

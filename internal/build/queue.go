@@ -376,7 +376,7 @@ func (s *Store) Run(ctx context.Context) error {
 		next, err := s.expire(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // it was stopped
 			}
 			s.Log.Error("leases", "err", err)
 			next = time.Second

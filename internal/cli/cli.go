@@ -73,7 +73,7 @@ func Table(w io.Writer, head string, rows func(row func(cells ...any))) {
 		}
 		fmt.Fprintln(tw, strings.Join(s, "\t"))
 	})
-	tw.Flush()
+	_ = tw.Flush() // what goes to a terminal that has left is nobody's loss
 }
 
 // Say prints a remark for a person.

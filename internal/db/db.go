@@ -52,7 +52,7 @@ func Open(ctx context.Context, addr string, opt Options) (*DB, error) {
 	if strings.HasPrefix(addr, "postgres://") || strings.HasPrefix(addr, "postgresql://") {
 		err = d.openPostgres(addr)
 	} else {
-		err = d.openSQLite(strings.TrimPrefix(addr, "sqlite:"))
+		err = d.openSQLite(ctx, strings.TrimPrefix(addr, "sqlite:"))
 	}
 	if err == nil {
 		err = d.write.PingContext(ctx)
@@ -79,7 +79,7 @@ func (d *DB) openPostgres(addr string) error {
 	return nil
 }
 
-func (d *DB) openSQLite(path string) error {
+func (d *DB) openSQLite(ctx context.Context, path string) error {
 	if path == "" {
 		return errors.New("empty path")
 	}
@@ -99,7 +99,7 @@ func (d *DB) openSQLite(path string) error {
 	d.write.SetMaxOpenConns(1)
 	d.write.SetConnMaxIdleTime(0)
 	// The first writer connection makes the file and sets WAL before any reader opens it.
-	if err := d.write.Ping(); err != nil {
+	if err := d.write.PingContext(ctx); err != nil {
 		return err
 	}
 	if d.read, err = sql.Open("sqlite", u+"?_pragma=query_only(1)&"+common); err != nil {

@@ -543,7 +543,7 @@ func (s *Store) serveGit(w http.ResponseWriter, r *http.Request, repo string, ar
 	var ee *exec.ExitError
 	if err != nil && (errors.As(err, &ee) || r.Context().Err() != nil) {
 		s.Log.Debug("git service", "repo", repo, "err", err, "stderr", errs.String())
-		return nil // git has told its client
+		return nil //nolint:nilerr // git has told its client
 	}
 	return err
 }

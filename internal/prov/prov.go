@@ -125,7 +125,7 @@ func (s *Store) Run(ctx context.Context) error {
 			err = s.attestAll(ctx, todo)
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was stopped
 		}
 		wait := time.Minute
 		switch {

@@ -312,7 +312,7 @@ func removeGroup(dir string) error {
 		}
 	}
 	err = unix.Rmdir(dir)
-	if err == nil || err == unix.ENOENT {
+	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if put(filepath.Join(dir, "cgroup.kill"), "1") != nil { // version 2, Linux 5.14

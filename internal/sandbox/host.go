@@ -86,7 +86,7 @@ exit $?`
 		dir = r.Path
 	}
 	ready := filepath.Join(r.dir, "host-"+name)
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, ready, r.Path, dir}, spec.Args...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, ready, r.Path, dir}, spec.Args...)...) //nolint:noctx // ended by its namespace
 	cmd.Env = withDefaults(spec.Env, "/root")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = spec.Stdin, piped(spec.Stdout), piped(spec.Stderr)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}

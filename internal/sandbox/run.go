@@ -177,7 +177,7 @@ exec "$@"`
 	args = append(append(args, "--"), runtimeArgs...)
 	args = append(args, "run", "--bundle="+dir, id)
 
-	cmd := exec.Command("/bin/sh", args...)
+	cmd := exec.Command("/bin/sh", args...) //nolint:noctx // ended by its namespace
 	cmd.Env = []string{"PATH=" + hostPath, "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 	if spec.TTY != nil {
@@ -363,7 +363,7 @@ func started(dir string) bool {
 func runtimeError(log, name string) error {
 	b, err := os.ReadFile(log)
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // a runtime that says nothing has started it
 	}
 	var last string
 	dec := json.NewDecoder(bytes.NewReader(b))

@@ -289,7 +289,8 @@ func (s *spec) units() {
 // write writes the RPM.
 func (s *spec) write() ([]byte, error) {
 	md := rpmpack.RPMMetaData{Name: s.name, Summary: s.summary, Description: s.summary, Version: s.version, Release: s.release, Arch: s.arch, OS: "linux", Vendor: "drover teststream",
-		Licence: "various", Group: "Unspecified", BuildHost: "teststream", Compressor: "zstd:3", Epoch: s.epoch, BuildTime: builtAt()}
+		Licence: "various", //nolint:misspell // its name there
+		Group:   "Unspecified", BuildHost: "teststream", Compressor: "zstd:3", Epoch: s.epoch, BuildTime: builtAt()}
 	if s.epoch == 0 {
 		md.Epoch = rpmpack.NoEpoch
 	}

@@ -198,8 +198,8 @@ func facts(data json.RawMessage) template.HTML {
 	}
 	var b strings.Builder
 	for _, k := range slices.Sorted(maps.Keys(m)) {
-		v, text := m[k], ""
-		switch x := v.(type) {
+		var text string
+		switch x := m[k].(type) {
 		case nil:
 			continue
 		case string:

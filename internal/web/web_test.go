@@ -189,7 +189,7 @@ func hostile(t *testing.T, idle time.Duration) string {
 		for {
 			if _, err := w.Write(b); err != nil {
 				done <- err
-				return nil
+				return nil //nolint:nilerr // it is in done
 			}
 		}
 	})

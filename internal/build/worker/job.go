@@ -278,7 +278,7 @@ func (j *job) unpack(ctx context.Context, dir *os.Root) (specs []string, err err
 					return nil, infra(err)
 				}
 			}
-			if err := j.create(dir, name, os.FileMode(h.Mode)&0o755|0o644, func(w io.Writer) error { _, err := io.Copy(w, t); return infra(err) }); err != nil {
+			if err := j.create(dir, name, os.FileMode(h.Mode)&0o755|0o644, func(w io.Writer) error { _, err := io.Copy(w, t); return infra(err) }); err != nil { //nolint:gosec // bounded by maxTree
 				return nil, err
 			}
 			if path.Dir(name) == "." && strings.HasSuffix(name, ".spec") {
@@ -614,7 +614,7 @@ func (j *job) keepRoot(err error) {
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return
 	}
-	out, err := exec.Command("cp", "-a", "--reflink=auto", j.root.Upper(), filepath.Join(tmp, "upper")).CombinedOutput() //nolint:gosec // our own paths
+	out, err := exec.Command("cp", "-a", "--reflink=auto", j.root.Upper(), filepath.Join(tmp, "upper")).CombinedOutput() //nolint:gosec,noctx // our own paths; it is done also when the task is being stopped
 	if err == nil {
 		err = os.WriteFile(filepath.Join(tmp, "layers"), []byte(strings.Join(j.used.Dirs, "\n")), 0o600)
 	}

@@ -341,7 +341,7 @@ func (s *Signer) Run(ctx context.Context) error {
 		t.Stop()
 		wait = min(2*wait, 10*time.Second)
 	}
-	return nil
+	return nil //nolint:nilerr // it was stopped
 }
 
 func (s *Signer) announce(ctx context.Context) error {
