@@ -227,7 +227,7 @@ func (b *browser) key(k string) {
 	b.call("Input.dispatchKeyEvent", map[string]any{"type": "keyUp", "key": k}, nil)
 }
 
-// look sets the width of the window and the colour scheme.
+// look sets the width of the window and the color scheme.
 func (b *browser) look(width int, scheme string) {
 	b.t.Helper()
 	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}, nil)

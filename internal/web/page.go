@@ -163,7 +163,7 @@ func Funcs() template.FuncMap {
 		"pathesc": func(s string) string {
 			return (&url.URL{Path: s}).EscapedPath()
 		},
-		// mark gives a state its shape: told by form and word, not by colour alone.
+		// mark gives a state its shape: told by form and word, not by color alone.
 		"mark": func(state string) template.HTML {
 			class, sign := "idle", "○"
 			switch strings.ToLower(state) {
