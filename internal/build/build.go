@@ -184,6 +184,8 @@ type Config struct {
 	Dir   string // logs of running tasks, and files that builders hand in
 	Log   *slog.Logger
 	Lease time.Duration // how long a silent builder keeps a task; 0 means one minute
+
+	Limits wire.Limits // of a task; the zero value means DefaultLimits
 }
 
 // Store is the build system of a server.
@@ -201,6 +203,9 @@ type Store struct {
 func New(c Config) *Store {
 	if c.Lease == 0 {
 		c.Lease = time.Minute
+	}
+	if c.Limits == (wire.Limits{}) {
+		c.Limits = DefaultLimits()
 	}
 	return &Store{Config: c, polls: map[string]chan struct{}{}}
 }
@@ -237,7 +242,7 @@ func DefaultInstall() []string {
 		"info", "patch", "redhat-rpm-config", "rpm-build", "sed", "shadow-utils", "system-release", "tar", "unzip", "util-linux", "which", "xz"}
 }
 
-// DefaultLimits bound a task unless the tag says otherwise.
+// DefaultLimits bound a task.
 func DefaultLimits() wire.Limits {
 	return wire.Limits{Memory: 8 << 30, Disk: 40 << 30, Pids: 4096, Time: 8 * 3600}
 }

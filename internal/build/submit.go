@@ -56,7 +56,7 @@ func (s *Store) Submit(ctx context.Context, r Request) (Build, error) {
 		b.Tag = ""
 	}
 	plan := Plan{BuildTag: target.BuildTag, Arches: target.Arches, Roots: map[string]wire.Root{}, Macros: maps.Clone(target.Macros),
-		Limits: DefaultLimits(), Channel: r.Channel, Priority: r.Priority}
+		Limits: s.Limits, Channel: r.Channel, Priority: r.Priority}
 	if plan.Channel == "" {
 		plan.Channel = "default"
 	}

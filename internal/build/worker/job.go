@@ -462,8 +462,13 @@ func (j *job) rpmbuild(ctx context.Context, f *wire.Finish, log, args string) er
 	if strings.Contains(args, "-bs") || reParse.Match(tail) {
 		e = fault.Invalid("spec_parse", "the spec file of %s cannot be parsed", j.Name).Fix("read %s, and try `rpmspec -P` on the spec file", log)
 	}
+	if m := reSource.FindSubmatch(tail); m != nil {
+		e = fault.Invalid("source_missing", "the spec file of %s names the source %.200s, which is not there", j.Name, path.Base(string(m[1]))).Fix("commit it, or upload it with `drover pkg new-sources`")
+	}
 	return &exitError{e, res.ExitCode}
 }
+
+var reSource = regexp.MustCompile(`(?m)^error: Bad (?:file|source): (\S+): No such file`)
 
 var reParse = regexp.MustCompile(`(?m)^error: (?:line \d+: |.*\.spec: line \d+: |Unable to open|query of specfile)`)
 

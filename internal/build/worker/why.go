@@ -16,6 +16,7 @@ var (
 
 // unresolved reads from dnf's words what could not be installed, and who asked for it.
 func unresolved(out, asker string) error {
+	out = unescape(out)
 	fix := "add a repository that has it to the build tag, or correct the BuildRequires"
 	for _, m := range reNoMatch.FindAllStringSubmatch(out, 1) {
 		return fault.Invalid("deps_unresolved", "nothing provides %s, which %s asks for", m[1], asker).Fix("%s", fix)
@@ -31,6 +32,11 @@ func unresolved(out, asker string) error {
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	return infra(fault.Internal("dnf_failed", "dnf failed: %.400s", lines[len(lines)-1]))
+}
+
+// unescape undoes what asArgs did to a requirement.
+func unescape(s string) string {
+	return strings.NewReplacer("[[]", "[", "[*]", "*", "[?]", "?").Replace(s)
 }
 
 // causes are the lines that name what broke a build, the surest first.

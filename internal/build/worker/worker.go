@@ -137,6 +137,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	w.evict()
 	if w.share, err = diskShare(w.Dir, w.Slots); err != nil {
 		return err
 	}
