@@ -283,7 +283,8 @@ func hostile(y *yard) {
 		name, build, code string
 		limits            func(*wire.Limits)
 	}{
-		{"forks", "f() { sleep " + marker + " & f & f; }; f; wait", "pids_limit", func(l *wire.Limits) { l.Pids = 60; l.Time = 30 }},
+		{"forks", "f() { sleep " + marker + " & f & f; }; f; wait", "time_limit", func(l *wire.Limits) { l.Pids = 60; l.Time = 4 }}, // a shell tries to fork for long
+		{"crowds", "printf 'j = $(shell seq 100)\\nall: $(j)\\n$(j):\\n\\tsleep 1\\n' >Makefile\nmake -j100", "pids_limit", func(l *wire.Limits) { l.Pids = 40 }},
 		{"fills", "cat /dev/zero >zero || :\ncp zero zero2", "disk_limit", func(l *wire.Limits) { l.Disk = 64 << 20 }},
 		{"eats", "x=$(head -c 1000000000 /dev/zero | tr '\\0' x); echo ${#x}", "memory_limit", func(l *wire.Limits) { l.Memory = 128 << 20 }},
 		{"sleeps", "sleep " + marker, "time_limit", func(l *wire.Limits) { l.Time = 3 }},
@@ -296,7 +297,11 @@ func hostile(y *yard) {
 		{"links", "cd /builddir/build\nmv RPMS RPMS.old\nln -s " + filepath.Dir(outside) + " RPMS\nexit 0", "build_failed", nil},
 		{"moves", "mv /builddir/build /builddir/away\nmkdir -p /builddir/build/RPMS\nmkfifo /builddir/build/RPMS/x.rpm\ncd /builddir/away", "build_failed", nil},
 	} {
-		w := y.scratch(c.name, spec(c.name, "", c.build), c.limits)
+		more := ""
+		if c.name == "crowds" {
+			more = "BuildRequires: make"
+		}
+		w := y.scratch(c.name, spec(c.name, more, c.build), c.limits)
 		last := w.Tasks[len(w.Tasks)-1]
 		if c.code == "" {
 			if w.State != build.Complete || last.Before != last.After {
