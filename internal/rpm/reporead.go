@@ -45,7 +45,8 @@ var sumSizes = map[string]int{"sha": 40, "sha1": 40, "sha224": 56, "sha256": 64,
 // checkSum tells whether sum is a digest of the algorithm. md5 is none any more.
 func checkSum(algo, sum string) bool {
 	_, err := hex.DecodeString(sum)
-	return err == nil && len(sum) == sumSizes[algo]
+	size, known := sumSizes[algo]
+	return err == nil && known && len(sum) == size
 }
 
 // readRepomd reads the files of a repomd.xml, unchecked.
