@@ -2,7 +2,6 @@ package app
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/alecthomas/kong"
 )
-
-var update = flag.Bool("update", false, "write docs/verbs.md anew")
 
 // verbs is the reference of the command line, from its own model.
 func verbs(t *testing.T) string {
@@ -64,8 +61,8 @@ func verbs(t *testing.T) string {
 			b.WriteString("\n")
 			flags(n.Flags)
 		}
-		if d := strings.TrimSpace(n.Detail); d != "" {
-			fmt.Fprintf(&b, "\n```\n%s\n```\n", d)
+		if ex := n.Tag.Get("example"); ex != "" {
+			fmt.Fprintf(&b, "\n    %s\n", strings.ReplaceAll(ex, "\n", "\n    "))
 		}
 	}
 	return b.String()
