@@ -62,7 +62,7 @@ func verbs(t *testing.T) string {
 			flags(n.Flags)
 		}
 		if ex := n.Tag.Get("example"); ex != "" {
-			fmt.Fprintf(&b, "\n    %s\n", strings.ReplaceAll(ex, "\n", "\n    "))
+			fmt.Fprintf(&b, "\nExample:\n\n    %s\n", strings.ReplaceAll(ex, "\n", "\n    "))
 		}
 	}
 	return b.String()

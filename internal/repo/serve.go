@@ -166,7 +166,9 @@ func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// repoFile writes the .repo file of a channel, for the arch that dnf puts in.
+// repoFile writes the .repo file of a channel, for the arch that dnf puts in. A host looks anew
+// each time: what is published is there for everybody at once, and nothing new costs one small
+// request.
 func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
 	name, ok := strings.CutSuffix(r.PathValue("file"), ".repo")
 	if !ok || !goodHost(r.Host) {
@@ -183,7 +185,7 @@ func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
 		signed = fmt.Sprintf("gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=%s/keys/%s.asc\n", base(r), c.Key)
 	}
 	for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
-		fmt.Fprintf(w, "[%s%s]\nname=%s%s\nmirrorlist=%s/channels/%s/%s/mirrorlist\nenabled=%s\n%smetadata_expire=60\n\n", c.Name, v.suffix, c.Name, v.title, base(r), c.Name, v.tree, v.enabled, signed)
+		fmt.Fprintf(w, "[%s%s]\nname=%s%s\nmirrorlist=%s/channels/%s/%s/mirrorlist\nenabled=%s\n%smetadata_expire=1\n\n", c.Name, v.suffix, c.Name, v.title, base(r), c.Name, v.tree, v.enabled, signed)
 	}
 	return nil
 }

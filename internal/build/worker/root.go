@@ -86,12 +86,15 @@ func (j *job) letGo() {
 	j.held = nil
 }
 
-// newRoot makes a root. When the disk is promised away it waits a little: the root of the task
-// that was in the slot before goes after the next task has come.
+// newRoot makes a root. When the disk is promised to the roots of other tasks it waits for them
+// to end; alone it waits a little, for the root of the task that was in the slot before.
 func (w *Worker) newRoot(ctx context.Context, spec sandbox.RootSpec) (*sandbox.Root, error) {
 	for n := 0; ; n++ {
 		r, err := w.box.NewRoot(ctx, spec)
-		if fault.Code(err) != "disk_low" || n == 50 {
+		w.mu.Lock()
+		others := len(w.running) > 1
+		w.mu.Unlock()
+		if fault.Code(err) != "disk_low" || n >= 50 && !others {
 			return r, err
 		}
 		select {
