@@ -15,40 +15,42 @@ EXEC    := $(if $(ROOT),-exec '$(ROOT)')
 
 export GO
 export CGO_ENABLED = 0
+# The distributions' own Go may be told not to fetch the one that go.mod asks for, and git may
+# distrust a tree of another user's.
+export GOTOOLCHAIN ?= auto
+export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint build long clean
+.PHONY: help demo test bench lint build long clean setup-build setup-demo setup-test setup-long
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: ## from a git push to an installed, signed package; ARGS=--once stops afterwards
-	scripts/setup demo
+# Prerequisites, not lines of the recipes: make looks for Go when it begins a recipe.
+setup-build setup-demo setup-test setup-long:
+	scripts/setup $(@:setup-%=%)
+
+demo: setup-demo ## from a git push to an installed, signed package; ARGS=--once stops afterwards
 	@$(MAKE) --no-print-directory build
 	$(ROOT) bin/drover dev demo $(ARGS)
 
 # -p 2: packages start databases, builds and browsers of their own.
-test: ## every test, on SQLite and on PostgreSQL
-	scripts/setup test
+test: setup-test ## every test, on SQLite and on PostgreSQL
 	$(GO) vet ./...
 	$(GO) test -p 2 -timeout 20m $(EXEC) ./...
 
-bench: ## benchmarks, each beside the peer it is measured against; BENCH=regexp
-	scripts/setup test
+bench: setup-test ## benchmarks, each beside the peer it is measured against; BENCH=regexp
 	$(GO) test -p 1 $(EXEC) -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
 
-lint: ## gofmt, go vet and golangci-lint
-	scripts/setup build
+lint: setup-build ## gofmt, go vet and golangci-lint
 	@$(TOOLS)/golangci-lint version 2>/dev/null | grep -qF 'version $(LINT:v%=%) ' || \
 		GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT)
 	PATH="$(dir $(GO)):$$PATH" $(TOOLS)/golangci-lint run ./...
 
-build: ## bin/drover
-	scripts/setup build
+build: setup-build ## bin/drover
 	$(GO) build -trimpath -ldflags '-s -w -X drover/internal/app.Version=$(VERSION)' -o bin/drover ./cmd/drover
 
-long: ## the long forms of the tests (crash, scale), then each fuzz target for FUZZ (10m)
-	scripts/setup test
+long: setup-long ## the long forms of the tests (crash, scale), then each fuzz target for FUZZ (10m)
 	DROVER_LONG=1 $(GO) test -p 1 -timeout 4h $(EXEC) ./...
 	scripts/fuzz $(FUZZ)
 

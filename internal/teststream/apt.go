@@ -83,7 +83,7 @@ const listAge = 24 * time.Hour
 func (a apt) prepare(ctx context.Context, age time.Duration, say func(string, ...any)) error {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fault.Unavailable("apt_missing", "teststream is made from Debian's packages, and there is no apt-get here").
-			Fix("make it on Debian 12, or let drover copy a mirror of CentOS Stream instead: drover mirror set NAME URL")
+			Fix("install apt (on CentOS Stream from EPEL), or let drover copy a mirror of CentOS Stream instead: drover mirror set NAME URL")
 	}
 	for _, d := range []string{"lists/partial", "archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
@@ -204,7 +204,11 @@ func (a apt) download(ctx context.Context, debs []source, dir string) error {
 	for _, d := range debs {
 		args = append(args, d.uri, filepath.Join(dir, d.file), "SHA256:"+d.sum)
 	}
-	_, err := a.run(ctx, "/usr/lib/apt/apt-helper", args...)
+	helper := "/usr/lib/apt/apt-helper"
+	if _, err := os.Stat(helper); err != nil {
+		helper = "/usr/libexec/apt/apt-helper" // where Fedora and EPEL have it
+	}
+	_, err := a.run(ctx, helper, args...)
 	return err
 }
 

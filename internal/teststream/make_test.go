@@ -25,10 +25,10 @@ import (
 )
 
 // TestMain lets the test binary be the process that is killed: with TESTSTREAM_DIR set it
-// makes the base set there.
+// makes a set there.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("TESTSTREAM_DIR"); dir != "" {
-		if _, err := Make(context.Background(), Config{Dir: dir, Cache: os.Getenv("TESTSTREAM_CACHE"), Set: Base}); err != nil {
+		if _, err := Make(context.Background(), Config{Dir: dir, Cache: os.Getenv("TESTSTREAM_CACHE"), Set: Set(os.Getenv("TESTSTREAM_SET"))}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -94,13 +94,34 @@ func TestSameBytes(t *testing.T) {
 	if res := mustMake(t, Config{Dir: a, Cache: cache, Set: set}); res.Fresh == 0 || res.Fresh != res.Packages-len(hand()) {
 		t.Errorf("%d of %d packages are fresh in a new cache", res.Fresh, res.Packages)
 	}
-	// Another cache, and another number of processors.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	mustMake(t, Config{Dir: b, Cache: seeded(t, cache), Set: set})
 	want := sums(t, a)
-	if diff := cmp.Diff(want, sums(t, b)); diff != "" {
-		t.Errorf("two caches: %s", diff)
-	}
+
+	// Another cache, another number of processors, and two who want it at once.
+	second := seeded(t, cache)
+	t.Run("two at once", func(t *testing.T) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		dirs := []string{b, filepath.Join(t.TempDir(), "c")}
+		var wg sync.WaitGroup
+		fresh := make([]int, 2)
+		for i, dir := range dirs {
+			wg.Go(func() {
+				res, err := Make(t.Context(), Config{Dir: dir, Cache: second, Set: set})
+				if err != nil {
+					t.Error(err)
+				}
+				fresh[i] = res.Fresh
+			})
+		}
+		wg.Wait()
+		if min(fresh[0], fresh[1]) != 0 || max(fresh[0], fresh[1]) == 0 {
+			t.Errorf("one does the work and the other waits: %v", fresh)
+		}
+		for _, dir := range dirs {
+			if diff := cmp.Diff(want, sums(t, dir)); diff != "" {
+				t.Error(diff)
+			}
+		}
+	})
 
 	t.Run("from the cache", func(t *testing.T) {
 		if res := mustMake(t, Config{Dir: b, Cache: cache, Set: set}); res.Fresh != 0 {
@@ -182,55 +203,31 @@ func TestSameBytes(t *testing.T) {
 		}
 	})
 
-	t.Run("two at once", func(t *testing.T) {
-		cache := seeded(t, cache)
-		var wg sync.WaitGroup
-		fresh := make([]int, 2)
-		for i := range 2 {
-			wg.Go(func() {
-				res, err := Make(t.Context(), Config{Dir: filepath.Join(filepath.Dir(b), fmt.Sprint("c", i)), Cache: cache, Set: set})
-				if err != nil {
-					t.Error(err)
-				}
-				fresh[i] = res.Fresh
-			})
-		}
-		wg.Wait()
-		if min(fresh[0], fresh[1]) != 0 || max(fresh[0], fresh[1]) == 0 {
-			t.Errorf("one does the work and the other waits: %v", fresh)
-		}
-		for i := range 2 {
-			if diff := cmp.Diff(want, sums(t, filepath.Join(filepath.Dir(b), fmt.Sprint("c", i)))); diff != "" {
-				t.Error(diff)
-			}
-		}
-	})
-
 	t.Run("killed", func(t *testing.T) {
-		cache, dir := seeded(t, cache), t.TempDir()
+		dir := t.TempDir()
 		out := filepath.Join(dir, "out")
-		mustMake(t, Config{Dir: out, Cache: cache, Set: set})
+		mustMake(t, Config{Dir: out, Cache: second, Set: set})
 		rounds := 3
 		if os.Getenv("DROVER_LONG") != "" {
 			rounds = 30
 		}
 		for range rounds {
-			// Half of it must be made again each time.
-			rpms, err := filepath.Glob(filepath.Join(cache, "rpms-*", "*.rpm"))
+			// A third of it must be made again each time.
+			rpms, err := filepath.Glob(filepath.Join(second, "rpms-*", "*.rpm"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			for i := 0; i < len(rpms); i += 2 {
+			for i := 0; i < len(rpms); i += 3 {
 				if err := os.Remove(rpms[i]); err != nil {
 					t.Fatal(err)
 				}
 			}
 			c := exec.Command(os.Args[0])
-			c.Env = append(os.Environ(), "TESTSTREAM_DIR="+out, "TESTSTREAM_CACHE="+cache)
+			c.Env = append(os.Environ(), "TESTSTREAM_DIR="+out, "TESTSTREAM_SET="+string(set), "TESTSTREAM_CACHE="+second)
 			if err := c.Start(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Duration(rand.IntN(2000)) * time.Millisecond)
+			time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
 			_ = c.Process.Kill()
 			_ = c.Wait()
 			// Whoever reads the repository finds all of it.
@@ -238,7 +235,7 @@ func TestSameBytes(t *testing.T) {
 				t.Fatal(diff)
 			}
 		}
-		mustMake(t, Config{Dir: out, Cache: cache, Set: set})
+		mustMake(t, Config{Dir: out, Cache: second, Set: set})
 		if diff := cmp.Diff(want, sums(t, out)); diff != "" {
 			t.Error(diff)
 		}
