@@ -71,7 +71,7 @@ type line struct {
 	Audit    auditVerbs          `cmd:"" help:"Prove that ledger and stored bytes were not changed."`
 	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
-		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream"`
+		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream\ndrover dev teststream --set boot /srv/machines"`
 		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine." example:"drover dev demo --once"`
 	} `cmd:"" help:"For tests and demonstrations."`
 	Version versionVerb `cmd:"" help:"Print the version." example:"drover version"`

@@ -14,16 +14,6 @@ type Verb struct {
 	Cache string `help:"Where downloads and made packages are kept; it may be removed at any time (~/.cache/drover/teststream)." type:"path"`
 }
 
-// Help is what --help says at its end.
-func (Verb) Help() string {
-	return `Makes a small RPM distribution from Debian 12's packages: real programs under RPM's rules and CentOS's names, for tests and for trying drover out where no mirror of CentOS Stream is at hand.
-
-Examples:
-  drover dev teststream /srv/teststream
-  drover dev teststream --set boot /srv/machines
-  dnf --installroot=/srv/root --releasever=9 --nogpgcheck --repofrompath=ts,/srv/teststream --repo=ts group install build`
-}
-
 // Run makes the distribution.
 func (v Verb) Run(e *cli.Env) error {
 	res, err := Make(e.Ctx, Config{Dir: v.Dir, Set: v.Set, Cache: v.Cache, Say: e.Say})
