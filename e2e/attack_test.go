@@ -72,6 +72,7 @@ func entries() []entry {
 		{"GET /api/v1/builders", "all", "/api/v1/builders", "", ""},
 		{"GET /api/v1/tags", "all", "/api/v1/tags", "", ""},
 		{"GET /api/v1/tags/{name}", "all", "/api/v1/tags/demo", "", ""},
+		{"GET /api/v1/tags/{name}/published", "all", "/api/v1/tags/demo/published", "", ""},
 		{"GET /api/v1/targets", "all", "/api/v1/targets", "", ""},
 		{"GET /api/v1/keys", "all", "/api/v1/keys", "", ""},
 		{"GET /api/v1/signing", "all", "/api/v1/signing", "", ""},

@@ -39,7 +39,7 @@ type HostVerbs struct {
 }
 
 type waiting struct {
-	Wait   bool `short:"w" help:"Wait until the build is done; exit 1 when it failed."`
+	Wait   bool `short:"w" help:"Wait until the build is done and its tag published; exit 1 when it failed."`
 	Follow bool `short:"f" help:"Wait, and print the build log as it grows."`
 }
 
@@ -131,7 +131,10 @@ func wait(e *cli.Env, id int64, follow bool) error {
 			}
 		}
 		if w.State != Building {
-			return verdict(e, w)
+			if err := verdict(e, w); err != nil || w.Tag == "" {
+				return err
+			}
+			return published(e, w.Tag)
 		}
 		if follow && running != nil {
 			logged[running.ID] = true
@@ -153,6 +156,18 @@ func fingerprint(ts []Task) string {
 		fmt.Fprintf(&b, "%d%.2s%d.", t.ID, t.State, t.Attempt)
 	}
 	return b.String()
+}
+
+// published waits until hosts can install what has just been tagged.
+func published(e *cli.Env, tag string) error {
+	var c struct {
+		Snapshot string `json:"snapshot"`
+	}
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/tags/"+url.PathEscape(tag)+"/published", nil, &c); err != nil {
+		return err
+	}
+	e.Say("published: channel %s is at snapshot %.12s", tag, c.Snapshot)
+	return nil
 }
 
 func verdict(e *cli.Env, w Whole) error {

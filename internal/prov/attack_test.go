@@ -53,6 +53,7 @@ func table(id string) []route {
 		{pattern: "PUT /api/v1/tags/{name}", path: "/api/v1/tags/new", body: `{"name":"","arches":["x86_64"]}`, closed: true, paths: bad("/api/v1/tags/{}")[:7], bodies: append(badBodies(), `{"name":"","arches":["../x"]}`, `{"name":"","arches":[]}`, `{"name":"","arches":["x86_64"],"key":"a\u0000b"}`, `{"name":"","arches":["x86_64"],"macros":{"dist":"%(id)"}}`, `{"name":"","arches":["x86_64"],"comps":"\u0000"}`)},
 		{pattern: "PUT /api/v1/tags/{name}/builds/{ref}", path: "/api/v1/tags/t/builds/1", closed: true, paths: append(bad("/api/v1/tags/t/builds/{}"), bad("/api/v1/tags/{}/builds/1")...)},
 		{pattern: "DELETE /api/v1/tags/{name}/builds/{ref}", path: "/api/v1/tags/t/builds/1", closed: true, paths: append(bad("/api/v1/tags/t/builds/{}"), bad("/api/v1/tags/{}/builds/1")...)},
+		{pattern: "GET /api/v1/tags/{name}/published", path: "/api/v1/tags/t/published", paths: bad("/api/v1/tags/{}/published")},
 		{pattern: "GET /api/v1/targets", path: "/api/v1/targets"},
 		{pattern: "PUT /api/v1/targets/{name}", path: "/api/v1/targets/new", body: `{"build_tag":"t","dest_tag":"t"}`, closed: true, paths: bad("/api/v1/targets/{}")[:7], bodies: append(badBodies(), `{"build_tag":"no","dest_tag":"t"}`, `{"build_tag":"t","dest_tag":"a\u0000b"}`)},
 		{pattern: "GET /tags", path: "/tags"},

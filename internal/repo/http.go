@@ -66,6 +66,16 @@ func (s *Store) Routes(srv *web.Server) {
 		}) (Channel, error) {
 			return s.Channel(ctx, in.Name, in.At)
 		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/tags/{name}/published", ID: "tag-published", Summary: "Wait up to a minute until the newest change of a tag is published", Tag: tag},
+		func(ctx context.Context, in *ByName) (Channel, error) {
+			if _, err := s.Release.Tag(ctx, in.Name, ""); err != nil {
+				return Channel{}, err
+			}
+			if err := s.Published(ctx, in.Name); err != nil {
+				return Channel{}, err
+			}
+			return s.Channel(ctx, in.Name, "")
+		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/history", ID: "channel-history", Summary: "Where a channel pointed, newest first", Tag: tag},
 		func(ctx context.Context, in *ByName) ([]Channel, error) { return s.History(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}", ID: "channel-point", Summary: "Move a channel to a snapshot", Tag: tag},
