@@ -224,9 +224,10 @@ func TestLogs(t *testing.T) {
 		if got, err := get(t, h.pat, fmt.Sprintf("/api/v1/tasks/%d/logs/build.log?offset=4", task.ID)); err != nil || got != "two\n" {
 			t.Errorf("%q %v", got, err)
 		}
-		for _, name := range []string{"..%2fx.log", "x", ".log", "X.log", "a%00.log", "build.log.1", strings.Repeat("a", 40) + ".log"} {
+		for _, name := range []string{"..%2fx.log", "x", ".log", "X.log", "build.log.1", strings.Repeat("a", 40) + ".log"} {
 			h.refused(x.log(task, name, 0, "x"), "log_name")
 		}
+		h.refused(x.log(task, "a%00.log", 0, "x"), "text")
 		// Over its size: the rest is refused, what is there stays.
 		file := filepath.Join(h.dir, "build", "logs", fmt.Sprintf("%d.%d", task.ID, task.Fence), "root.log")
 		h.ok(os.WriteFile(file, nil, 0o600))
