@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -73,6 +74,9 @@ func TestStop(t *testing.T) {
 	running := func() bool { k := task(); return k.Method == "buildArch" && k.State == build.TaskOpen && s.inside() }
 
 	s.waitFor("%build runs", 90*time.Second, running)
+	if inLayers, _ := exec.Command("find", filepath.Join(s.roleDir(builder), "layers"), "-name", "*.rpm").Output(); len(inLayers) > 0 {
+		t.Errorf("the buildroot holds the packages that it was made of: %.300s", inLayers)
+	}
 	if code := s.stop(builder, 15*time.Second); code != 0 {
 		t.Errorf("the builder ended with %d", code)
 	}

@@ -366,8 +366,8 @@ var reRepoID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
 // dnfConf writes dnf's whole configuration for a task: nothing of the host's counts.
 func (j *job) dnfConf() (string, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "[main]\nreposdir=/nonexistent\nvarsdir=/nonexistent\npluginpath=/nonexistent\ncachedir=%s\nkeepcache=1\nmetadata_expire=-1\ninstall_weak_deps=0\ntsflags=nodocs\nbest=1\nassumeyes=1\n"+
-		"gpgcheck=0\nlocalpkg_gpgcheck=0\nmodule_platform_id=platform:el9\nskip_if_unavailable=0\nretries=3\ntimeout=30\nmax_parallel_downloads=6\nlogdir=/var/log\nprotected_packages=\n", filepath.Join(j.Dir, "dnf"))
+	b.WriteString("[main]\nreposdir=/nonexistent\nvarsdir=/nonexistent\npluginpath=/nonexistent\nkeepcache=1\nmetadata_expire=-1\ninstall_weak_deps=0\ntsflags=nodocs\nbest=1\nassumeyes=1\n" +
+		"gpgcheck=0\nlocalpkg_gpgcheck=0\nmodule_platform_id=platform:el9\nskip_if_unavailable=0\nretries=3\ntimeout=30\nmax_parallel_downloads=6\nlogdir=/var/log\nprotected_packages=\n")
 	for i, r := range j.Root.Repos {
 		if !reRepoID.MatchString(r.ID) || !strings.HasPrefix(r.URL, "/") || strings.ContainsAny(r.URL, " \n\r$") {
 			return "", fault.Invalid("repo_url", "the task names the repository %.100q at %.200q", r.ID, r.URL)
@@ -435,7 +435,9 @@ func (j *job) install(ctx context.Context, r *sandbox.Root, what []string) error
 	j.logs.say("dnf installs %s", strings.Join(what, " "))
 	var out bytes.Buffer
 	log := io.MultiWriter(j.logs.file("root.log"), &out)
-	args := append([]string{"dnf", "--config=" + conf, "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install"}, what...)
+	// dnf puts the cachedir of a file below the root that it installs into: the packages would lie
+	// in the layer, or in the small /dev that the root has meanwhile. Said here it is taken as it is.
+	args := append([]string{"dnf", "--config=" + conf, "--setopt=cachedir=" + filepath.Join(j.Dir, "dnf"), "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install"}, what...)
 	res, err := r.HostCommand(ctx, sandbox.HostSpec{Args: args, Env: []string{"HOME=" + filepath.Join(j.Dir, "home"), "LC_ALL=C.UTF-8"}, Dir: "/", Stdout: log, Stderr: log, Time: 30 * time.Minute})
 	if err != nil {
 		return infra(err)
