@@ -103,9 +103,11 @@ func (j *job) execute(ctx context.Context, f *wire.Finish) (err error) {
 	// A root's rpm database belongs to uid 0 and a build is not: it is read again only when
 	// something in the upper layer touched it.
 	f.After = f.Before
-	if _, err := os.Stat(filepath.Join(j.root.Upper(), "var/lib/rpm")); err == nil {
-		if f.After, err = j.installed(ctx, j.root); err != nil {
-			return err
+	for _, d := range []string{"var/lib/rpm", "usr/lib/sysimage/rpm"} { // EL9's place, and EL10's
+		if _, err := os.Stat(filepath.Join(j.root.Upper(), d)); err == nil {
+			if f.After, err = j.installed(ctx, j.root); err != nil {
+				return err
+			}
 		}
 	}
 	return j.collect(ctx, f)

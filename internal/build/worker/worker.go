@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,8 +86,12 @@ func New(c Config) (*Worker, error) {
 			return nil, err
 		}
 	}
-	// Debian's rpm keeps a root's database where no other rpm looks for it.
-	macros := "%_dbpath /var/lib/rpm\n%__gpg /usr/bin/gpg\n"
+	// Debian's rpm keeps a root's database where no other rpm looks for it: below the home. The
+	// others know the place that the roots of their release have it in.
+	macros := ""
+	if at, err := exec.CommandContext(context.Background(), "rpm", "--eval", "%{_dbpath}").Output(); err != nil || strings.Contains(string(at), ".rpmdb") {
+		macros = "%_dbpath /var/lib/rpm\n%__gpg /usr/bin/gpg\n"
+	}
 	if err := os.WriteFile(filepath.Join(c.Dir, "home", ".rpmmacros"), []byte(macros), 0o644); err != nil {
 		return nil, err
 	}
