@@ -72,7 +72,11 @@ func TestFullDisk(t *testing.T) {
 			for n := 0; n < 200 && code == ""; n++ {
 				before = s.must("audit", "verify", "-o", "json")
 				comps := filepath.Join(s.Dir, "comps.xml")
-				s.write(comps, fmt.Appendf(nil, "<comps><group><id>x%d</id><name>x</name><description>%s</description><default>true</default><uservisible>true</uservisible><packagelist></packagelist></group></comps>", n, strings.Repeat("x", 60_000)))
+				var groups strings.Builder
+				for g := range 15 {
+					fmt.Fprintf(&groups, "<group><id>x%d-%d</id><name>x</name><description>%s</description><default>true</default><uservisible>true</uservisible><packagelist></packagelist></group>", n, g, strings.Repeat("x", 3800))
+				}
+				s.write(comps, []byte("<comps>"+groups.String()+"</comps>"))
 				if _, err := s.drover("tag", "set", "other", "--arch", "x86_64", "--comps", comps); err != nil {
 					if code = err.Error(); !strings.Contains(code, "(disk_full)") || !strings.Contains(code, "free space") {
 						t.Errorf("a change of a database without room: %v", err)

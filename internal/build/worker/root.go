@@ -470,6 +470,9 @@ func (w *Worker) installed(ctx context.Context, r *sandbox.Root) ([]wire.Pkg, er
 		}
 		ps = append(ps, wire.Pkg{NEVRA: n, Header: h})
 	}
+	if len(ps) == 0 {
+		return nil, infra(fault.Internal("rpm_query", "the buildroot holds no packages that rpm knows of").Fix("look where the rpm of the builder and the rpm of the root keep their database: rpm --eval '%%{_dbpath}'"))
+	}
 	slices.SortFunc(ps, func(a, b wire.Pkg) int { return strings.Compare(a.NEVRA, b.NEVRA) })
 	return ps, nil
 }

@@ -89,7 +89,9 @@ func New(c Config) (*Worker, error) {
 	// Debian's rpm keeps a root's database where no other rpm looks for it: below the home. The
 	// others know the place that the roots of their release have it in.
 	macros := ""
-	if at, err := exec.CommandContext(context.Background(), "rpm", "--eval", "%{_dbpath}").Output(); err != nil || strings.Contains(string(at), ".rpmdb") {
+	eval := exec.CommandContext(context.Background(), "rpm", "--eval", "%{_dbpath}")
+	eval.Env = append(os.Environ(), "HOME=/nonexistent") // as rpm came, not as somebody has set it up
+	if at, err := eval.Output(); err != nil || strings.Contains(string(at), ".rpmdb") {
 		macros = "%_dbpath /var/lib/rpm\n%__gpg /usr/bin/gpg\n"
 	}
 	if err := os.WriteFile(filepath.Join(c.Dir, "home", ".rpmmacros"), []byte(macros), 0o644); err != nil {
