@@ -33,7 +33,7 @@ import (
 //
 // DROVER_CRASH_SEED repeats a plan of kills, DROVER_CRASH_KILLS sets their number.
 func TestCrash(t *testing.T) {
-	kills := 5 // on each engine
+	kills := 4 // on each engine
 	if os.Getenv("DROVER_LONG") != "" {
 		kills = 100
 	}
@@ -433,7 +433,7 @@ func (c *chaos) moment(k kill) bool {
 	for len(c.news) > 0 {
 		<-c.news
 	}
-	over := time.After(8 * time.Second)
+	over := time.After(5 * time.Second)
 	switch {
 	case k.event != "":
 		for {
