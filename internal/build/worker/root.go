@@ -160,6 +160,17 @@ func (j *job) makeLayer(ctx context.Context, key string, below layers, install [
 		return l, infra(err)
 	}
 	defer r.Close() //nolint:errcheck // Commit or Close has told
+	// A repository that changed has most often changed nothing in this root: when dnf would do
+	// word for word what it did for another root on the same layers, that one serves.
+	plan, err := j.plan(ctx, r, install)
+	if err != nil {
+		return l, err
+	}
+	planned := keyOf("plan", format, j.Arch, below.Dirs, plan)
+	if l, ok := j.cached(planned); ok && plan != "" {
+		j.logs.say("the packages are those of a root that is here")
+		return l, j.keep(key, l)
+	}
 	if err := j.install(ctx, r, install); err != nil {
 		return l, err
 	}
@@ -181,11 +192,21 @@ func (j *job) makeLayer(ctx context.Context, key string, below layers, install [
 			return l, infra(err)
 		}
 	}
+	if plan != "" {
+		if err := j.keep(planned, l); err != nil {
+			return l, err
+		}
+	}
+	return l, j.keep(key, l)
+}
+
+// keep writes down under a key that a root is here, whole.
+func (j *job) keep(key string, l layers) error {
 	b, err := json.Marshal(l)
 	if err != nil {
-		return l, err
+		return err
 	}
-	return l, infra(durable.WriteFile(filepath.Join(j.Dir, "index", key), b, 0o644))
+	return infra(durable.WriteFile(filepath.Join(j.Dir, "index", key), b, 0o644))
 }
 
 // diskUse is how many bytes a tree takes on disk.
@@ -372,7 +393,7 @@ func (j *job) dnfConf() (string, error) {
 		if !reRepoID.MatchString(r.ID) || !strings.HasPrefix(r.URL, "/") || strings.ContainsAny(r.URL, " \n\r$") {
 			return "", fault.Invalid("repo_url", "the task names the repository %.100q at %.200q", r.ID, r.URL)
 		}
-		fmt.Fprintf(&b, "[%s-%.8s]\nname=%s\nbaseurl=%s%s\npriority=%d\n", r.ID, r.Digest, r.ID, j.Client.Base, r.URL, 10+i)
+		fmt.Fprintf(&b, "[%s-%.16s]\nname=%s\nbaseurl=%s%s\npriority=%d\n", r.ID, r.Digest, r.ID, j.Client.Base, r.URL, 10+i)
 		if j.CA != "" {
 			fmt.Fprintf(&b, "sslcacert=%s\n", j.CA)
 		}
@@ -417,38 +438,56 @@ func asArgs(what []string) ([]string, error) {
 
 // install runs dnf on the host to install into a root.
 func (j *job) install(ctx context.Context, r *sandbox.Root, what []string) error {
-	if err := j.checkRepos(ctx); err != nil {
-		return err
-	}
-	conf, err := j.dnfConf()
-	if err != nil {
-		return err
-	}
-	defer os.Remove(conf)
-	what, err = asArgs(what)
-	if err != nil {
-		return err
-	}
-	j.dnf.Lock()
-	defer j.dnf.Unlock()
-	defer j.forgetRepos()
 	j.logs.say("dnf installs %s", strings.Join(what, " "))
 	var out bytes.Buffer
-	log := io.MultiWriter(j.logs.file("root.log"), &out)
-	// dnf puts the cachedir of a file below the root that it installs into: the packages would lie
-	// in the layer, or in the small /dev that the root has meanwhile. Said here it is taken as it is.
-	args := append([]string{"dnf", "--config=" + conf, "--setopt=cachedir=" + filepath.Join(j.Dir, "dnf"), "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install"}, what...)
-	res, err := r.HostCommand(ctx, sandbox.HostSpec{Args: args, Env: []string{"HOME=" + filepath.Join(j.Dir, "home"), "LC_ALL=C.UTF-8"}, Dir: "/", Stdout: log, Stderr: log, Time: 30 * time.Minute})
-	if err != nil {
-		return infra(err)
-	}
-	if res.ExitCode == 0 {
-		return nil
+	res, err := j.runDNF(ctx, r, io.MultiWriter(j.logs.file("root.log"), &out), what)
+	if err != nil || res.ExitCode == 0 {
+		return err
 	}
 	if res.Reason != sandbox.ReasonNone {
 		return infra(res.Err())
 	}
 	return unresolved(out.String(), j.asker)
+}
+
+// plan is what dnf would do to install into a root: the table of name, arch, version and
+// repository that it shows before it asks. A repository's name there has its digest in it, so
+// that equal tables are equal packages. It is "" when dnf shows none; installing tells why.
+func (j *job) plan(ctx context.Context, r *sandbox.Root, what []string) (string, error) {
+	var out bytes.Buffer
+	if _, err := j.runDNF(ctx, r, &out, what, "--assumeno"); err != nil {
+		return "", err
+	}
+	_, table, shown := strings.Cut(out.String(), "\nDependencies resolved.\n")
+	table, _, whole := strings.Cut(table, "\nTransaction Summary\n")
+	if !shown || !whole {
+		return "", nil
+	}
+	return table, nil
+}
+
+// runDNF runs the host's dnf to install into a root.
+func (j *job) runDNF(ctx context.Context, r *sandbox.Root, log io.Writer, what []string, flags ...string) (res sandbox.Result, err error) {
+	if err := j.checkRepos(ctx); err != nil {
+		return res, err
+	}
+	conf, err := j.dnfConf()
+	if err != nil {
+		return res, err
+	}
+	defer os.Remove(conf)
+	what, err = asArgs(what)
+	if err != nil {
+		return res, err
+	}
+	j.dnf.Lock()
+	defer j.dnf.Unlock()
+	defer j.forgetRepos()
+	// dnf puts the cachedir of a file below the root that it installs into: the packages would lie
+	// in the layer, or in the small /dev that the root has meanwhile. Said here it is taken as it is.
+	args := slices.Concat([]string{"dnf", "--config=" + conf, "--setopt=cachedir=" + filepath.Join(j.Dir, "dnf"), "--installroot=" + r.Path, "--releasever=9", "--noplugins", "install"}, flags, what)
+	res, err = r.HostCommand(ctx, sandbox.HostSpec{Args: args, Env: []string{"HOME=" + filepath.Join(j.Dir, "home"), "LC_ALL=C.UTF-8"}, Dir: "/", Stdout: log, Stderr: log, Time: 30 * time.Minute})
+	return res, infra(err)
 }
 
 // installed lists what is in a root by its rpm database: name and sha256 of each header.

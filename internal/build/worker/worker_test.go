@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -351,6 +352,23 @@ func layers(y *yard) {
 	w := y.end(y.submit(build.Request{Repo: "rpms/motd", Scratch: true}, nil))
 	if w.State != build.Complete || y.layerCount() != n {
 		y.Errorf("%s, %d layers after %d", w.State, y.layerCount(), n)
+	}
+	// It is found by what dnf would do, without doing it; what was made for it is not.
+	reused := func(w build.Whole) bool {
+		return strings.Contains(y.log(w, "state.log"), "the packages are those of a root that is here") && !strings.Contains(y.log(w, "state.log"), "dnf installs bash")
+	}
+	y.push("aside", map[string]string{"aside.spec": spec("aside", "", "")})
+	y.end(y.submit(build.Request{Repo: "rpms/aside", Target: "self"}, nil))
+	if w = y.end(y.submit(build.Request{Repo: "rpms/motd", Scratch: true}, nil)); !reused(w) {
+		y.Errorf("a package that the root does not hold made it anew:\n%s", y.log(w, "state.log"))
+	}
+	y.push("which", map[string]string{"which.spec": spec("which", "Epoch: 9", "")})
+	y.end(y.submit(build.Request{Repo: "rpms/which", Target: "self"}, nil))
+	w = y.end(y.submit(build.Request{Repo: "rpms/motd", Scratch: true}, nil))
+	root, err := y.s.Build.Root(y.Context(), w.Tasks[2].Before)
+	y.ok(err)
+	if reused(w) || !slices.ContainsFunc(root, func(p wire.Pkg) bool { return p.NEVRA == "which-9:1.0-1.t.noarch" }) {
+		y.Errorf("a package that belongs in the root is not in it: %v\n%s", root, y.log(w, "state.log"))
 	}
 	y.stop(syscall.SIGTERM)
 	b, err := worker.New(worker.Config{Dir: y.dir, Log: slog.New(slog.NewTextHandler(y.Output(), nil)), Now: time.Now})
