@@ -59,7 +59,7 @@ func (s *Store) Routes(srv *web.Server, builds *build.Store) {
 		}) (Whole, error) {
 			return s.whole(ctx, builds, in.Name, in.At)
 		})
-	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/tags/{name}", ID: "tag-set", Summary: "Make a tag or change it", Tag: tag},
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/tags/{name}", ID: "tag-set", Summary: "Make a tag or change it", Tag: tag, MaxBody: 8 << 20},
 		func(ctx context.Context, in *struct {
 			ByName
 			Body Tag

@@ -2,7 +2,9 @@ package release
 
 import (
 	"context"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"regexp"
 	"slices"
@@ -127,7 +129,12 @@ func (s *Store) SetTag(ctx context.Context, t Tag) error {
 		if err != nil && !db.NoRow(err) || had == string(text) {
 			return err
 		}
-		ev, err := event.Append(tx, "tag.set", "tag/"+t.Name, t)
+		told := t // a comps.xml is longer than a line of the ledger: its digest stands for it
+		if t.Comps != "" {
+			sum := sha256.Sum256([]byte(t.Comps))
+			told.Comps = "sha256:" + hex.EncodeToString(sum[:])
+		}
+		ev, err := event.Append(tx, "tag.set", "tag/"+t.Name, told)
 		if err != nil {
 			return err
 		}

@@ -187,3 +187,20 @@ func slicesOf(s string, n int) []string {
 	}
 	return out
 }
+
+// CentOS Stream's own groups have hundreds of KiB, more than a line of the ledger.
+func TestTagTakesGroupsOfTheRealSize(t *testing.T) {
+	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
+		h := repotest.New(t, d)
+		var b strings.Builder
+		b.WriteString("<comps>")
+		for i := range 400 {
+			fmt.Fprintf(&b, "<group><id>g%d</id><name>Group %d</name><description>%s</description><packagelist><packagereq type=\"default\">bash</packagereq></packagelist></group>", i, i, strings.Repeat("d", 1000))
+		}
+		b.WriteString("</comps>")
+		h.OK(h.Release.SetTag(h.System, release.Tag{Name: "stream", Arches: []string{"x86_64"}, Comps: b.String()}))
+		if got, err := h.Release.Tag(h.System, "stream", ""); err != nil || got.Comps != b.String() {
+			t.Errorf("%d bytes came back: %v", len(got.Comps), err)
+		}
+	})
+}
