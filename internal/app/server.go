@@ -134,7 +134,14 @@ func (s *Server) alone() error {
 		return fault.Unavailable("dir", "the data directory cannot be used").Wrap(err).Fix("give another with --dir, or the right to write there")
 	}
 	s.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A command that the one before has just started holds the lock too, until it runs: a moment.
+	for n := 0; n < 20; n++ {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
 		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		return fault.Conflict("dir_busy", "another server runs on %s: process %s", s.Config.Dir, strings.TrimSpace(string(pid))).Fix("stop it, or give this one a directory of its own with --dir")
 	}
