@@ -75,7 +75,7 @@ func (s *Server) childOnce(ctx context.Context, self string, kind auth.Kind, dir
 		env = append(env, "DROVER_TICKET="+ticket) // not an argument: those are for all to see
 	}
 	c := exec.CommandContext(ctx, self, append([]string{string(kind), "run", "--dir", dir}, args...)...)
-	c.Env, c.Stdout, c.Stderr = env, os.Stderr, os.Stderr
+	c.Env, c.Stdout, c.Stderr = env, s.Logs, s.Logs
 	// A server that is killed takes its children along; the builder's sandboxes follow.
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }

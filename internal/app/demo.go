@@ -79,7 +79,7 @@ func (v demoVerb) Run(e *cli.Env) error {
 		if err != nil {
 			return "", err
 		}
-		d.url, d.token = s.URL, s.Token
+		d.url, d.token, s.Logs = s.URL, s.Token, log
 		go func() { defer log.Close(); defer s.Close(); ended <- s.Run(ctx) }()
 		return s.URL, nil
 	})

@@ -73,9 +73,10 @@ type Server struct {
 	Repo    *repo.Store
 	Prov    *prov.Store
 	Web     *web.Server
-	URL     string // where it is served
-	CA      string // file of the CA that its certificate is of, or ""
-	Token   string // the admin's first token, on the first start only
+	URL     string   // where it is served
+	CA      string   // file of the CA that its certificate is of, or ""
+	Token   string   // the admin's first token, on the first start only
+	Logs    *os.File // where the children write theirs; standard error unless it is set before Run
 
 	lock     *os.File // of the data directory
 	listener net.Listener
@@ -91,7 +92,7 @@ func schemas() []db.Schema {
 
 // NewServer opens everything and serves; version and log come from the command line.
 func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger) (s *Server, err error) {
-	s = &Server{Config: cfg, Log: log}
+	s = &Server{Config: cfg, Log: log, Logs: os.Stderr}
 	defer func() {
 		if err != nil {
 			s.Close()
