@@ -69,7 +69,7 @@ func (b *byHand) fail() {
 	}
 }
 
-// TestPages looks at every page with a real browser, at both widths and in both colours.
+// TestPages looks at every page with a real browser, at both widths and in both colors.
 // DROVER_SHOTS names a directory for pictures.
 func TestPages(t *testing.T) {
 	g := newTarget(t)
@@ -85,7 +85,7 @@ func TestPages(t *testing.T) {
 		}{{1280, "light"}, {1280, "dark"}, {390, "light"}, {390, "dark"}} {
 			at := fmt.Sprintf("%s at %d px, %s", page, look.width, look.scheme)
 			b.look(look.width, look.scheme)
-			if look.scheme == "light" { // the other colours come without another load
+			if look.scheme == "light" { // the other colors come without another load
 				b.open(g.url + url)
 			}
 			complaints := slices.DeleteFunc(b.errors(), func(s string) bool {
