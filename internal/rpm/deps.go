@@ -50,7 +50,7 @@ func (k DepKind) String() string {
 
 // DepWalk goes over dependencies without copying: Next, then Name, Flags and EVR.
 type DepWalk struct {
-	names, vers Walk
+	names, vers walk
 	flags       Ints
 	i           int
 }
@@ -58,9 +58,9 @@ type DepWalk struct {
 // Deps starts a walk over the dependencies of one kind.
 func (h Header) Deps(kind DepKind) DepWalk {
 	t := depTags[kind]
-	w := DepWalk{names: h.Walk(t[0]), i: -1}
+	w := DepWalk{names: h.walk(t[0]), i: -1}
 	if w.names.left > 0 {
-		w.flags, w.vers = h.Ints(t[1]), h.Walk(t[2])
+		w.flags, w.vers = h.Ints(t[1]), h.walk(t[2])
 	}
 	return w
 }

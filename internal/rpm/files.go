@@ -34,7 +34,7 @@ func (f File) IsRegular() bool { return f.Mode&modeType == modeRegular }
 // FileWalk goes over the files of a package without copying: Next, then Dir, Base, Mode and
 // Flags.
 type FileWalk struct {
-	bases, dirs  Walk
+	bases, dirs  walk
 	idx          Ints
 	modes, flags Ints
 	store        []byte   // of the first directory's name on
@@ -55,7 +55,7 @@ const maxPaths = 4
 func (h Header) FileWalk() (FileWalk, error) {
 	w := FileWalk{modes: h.Ints(FileModes), flags: h.Ints(FileFlags), i: -1, nth: -1, room: maxPaths * len(h.raw)}
 	if h.Has(Basenames) {
-		w.bases, w.dirs, w.idx = h.Walk(Basenames), h.Walk(DirNames), h.Ints(DirIndexes)
+		w.bases, w.dirs, w.idx = h.walk(Basenames), h.walk(DirNames), h.Ints(DirIndexes)
 		if uint32(w.idx.Len()) != w.bases.left {
 			return w, bad("%d file names with %d directories", w.bases.left, w.idx.Len())
 		}
@@ -64,7 +64,7 @@ func (h Header) FileWalk() (FileWalk, error) {
 		}
 		w.store = w.dirs.rest
 	} else {
-		w.bases, w.old = h.Walk(OldFilenames), true
+		w.bases, w.old = h.walk(OldFilenames), true
 	}
 	n := int(w.bases.left)
 	for _, t := range [...]Tag{FileModes, FileFlags, FileSizes, LongFileSize, FileMtimes, FileDigests, FileLinktos, FileUser, FileGroup, FileInodes, FileRdevs} {
@@ -106,7 +106,7 @@ func (w *FileWalk) Next() bool {
 // walk that goes back gets a table, so that no order of files costs more than one pass.
 func (w *FileWalk) enter(n int) {
 	if n < w.nth && w.table == nil {
-		w.dirs = Walk{rest: w.store, left: w.dirs.left + uint32(w.nth) + 1}
+		w.dirs = walk{rest: w.store, left: w.dirs.left + uint32(w.nth) + 1}
 		w.table = make([]uint32, 0, w.dirs.left)
 		for d := w.dirs; d.left > 0; d.Next() {
 			w.table = append(w.table, uint32(len(w.store)-len(d.rest)))
@@ -147,8 +147,8 @@ func (h Header) Files() ([]File, error) {
 	if h.Has(LongFileSize) {
 		sizes = h.Ints(LongFileSize)
 	}
-	digests, links, users, groups := h.Walk(FileDigests), h.Walk(FileLinktos), h.Walk(FileUser), h.Walk(FileGroup)
-	next := func(w *Walk, last string) string {
+	digests, links, users, groups := h.walk(FileDigests), h.walk(FileLinktos), h.walk(FileUser), h.walk(FileGroup)
+	next := func(w *walk, last string) string {
 		w.Next()
 		if string(w.cur) == last {
 			return last

@@ -122,7 +122,7 @@ func Other(b []byte, h Header, pkgid string) []byte {
 // changes is the first n entries of the changelog, authors without spaces at their end.
 func changes(h Header, n int) []Change {
 	var out []Change
-	times, names, texts := h.Ints(ChangeTime), h.Walk(ChangeName), h.Walk(ChangeText)
+	times, names, texts := h.Ints(ChangeTime), h.walk(ChangeName), h.walk(ChangeText)
 	for i := 0; i < min(n, times.Len()) && names.Next() && texts.Next(); i++ {
 		who := names.cur
 		for len(who) > 1 && who[len(who)-1] == ' ' {

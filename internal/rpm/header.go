@@ -286,15 +286,15 @@ func (h Header) Text(tag Tag) []byte {
 // String is Text, copied.
 func (h Header) String(tag Tag) string { return string(h.Text(tag)) }
 
-// Walk goes over the strings of a tag without copying: Next, then Bytes.
-type Walk struct {
+// walk goes over the strings of a tag without copying: Next, then cur, as bytes of the header.
+type walk struct {
 	rest []byte
 	cur  []byte
 	left uint32
 }
 
 // Next goes to the next string, the first one at first, and tells whether there is one.
-func (w *Walk) Next() bool {
+func (w *walk) Next() bool {
 	if w.left == 0 {
 		w.cur = nil
 		return false
@@ -305,22 +305,19 @@ func (w *Walk) Next() bool {
 	return true
 }
 
-// Bytes is the current string as bytes of the header.
-func (w *Walk) Bytes() []byte { return w.cur }
-
-// Walk starts a walk over the strings of a tag.
-func (h Header) Walk(tag Tag) Walk {
+// walk starts a walk over the strings of a tag.
+func (h Header) walk(tag Tag) walk {
 	e, ok := h.find(tag)
 	if !ok || !isText(e.typ) {
-		return Walk{}
+		return walk{}
 	}
-	return Walk{rest: h.store[e.offset:], left: e.count}
+	return walk{rest: h.store[e.offset:], left: e.count}
 }
 
 // Texts gives the strings of a tag one by one as bytes of the header.
 func (h Header) Texts(tag Tag) iter.Seq2[int, []byte] {
 	return func(yield func(int, []byte) bool) {
-		w := h.Walk(tag)
+		w := h.walk(tag)
 		for i := 0; w.Next(); i++ {
 			if !yield(i, w.cur) {
 				return
@@ -337,7 +334,7 @@ func (h Header) Count(tag Tag) int {
 
 // Strings is all strings of a tag, copied.
 func (h Header) Strings(tag Tag) []string {
-	w := h.Walk(tag)
+	w := h.walk(tag)
 	if w.left == 0 {
 		return nil
 	}
@@ -421,7 +418,7 @@ type Change struct {
 // Changes is the changelog, newest first as packages have it.
 func (h Header) Changes() []Change {
 	var out []Change
-	times, names, texts := h.Ints(ChangeTime), h.Walk(ChangeName), h.Walk(ChangeText)
+	times, names, texts := h.Ints(ChangeTime), h.walk(ChangeName), h.walk(ChangeText)
 	for i := 0; i < times.Len() && names.Next() && texts.Next(); i++ {
 		out = append(out, Change{times.At(i), string(names.cur), string(texts.cur)})
 	}
