@@ -24,43 +24,47 @@ const changelogLimit = 10
 
 // Primary appends the package's entry of primary.xml.
 func Primary(b []byte, p *Package, at Place) []byte {
+	open, cuts := primary(nil, p)
+	return fill(b, open, cuts, at.holes())
+}
+
+// primary writes the entry with nothing in its holes, and where these are: in the order of
+// Place.holes.
+func primary(b []byte, p *Package) (_ []byte, cuts []int) {
 	h := p.Header
 	n := h.NEVRA()
+	hole := func(before, after string) {
+		b = append(b, before...)
+		cuts = append(cuts, len(b))
+		b = append(b, after...)
+	}
 	b = append(b, "<package type=\"rpm\">\n"...)
 	b = element(b, 1, "name", []byte(n.Name))
 	b = element(b, 1, "arch", []byte(n.Arch))
 	b = version(b, n)
-	b = append(b, `  <checksum type="sha256" pkgid="YES">`...)
-	b = escape(b, []byte(at.PkgID), false)
-	b = append(b, "</checksum>\n"...)
+	hole(`  <checksum type="sha256" pkgid="YES">`, "</checksum>\n")
 	b = element(b, 1, "summary", h.Text(Summary))
 	b = element(b, 1, "description", h.Text(Description))
 	b = element(b, 1, "packager", h.Text(Packager))
 	b = element(b, 1, "url", h.Text(URL))
-	b = append(b, `  <time`...)
-	b = number(b, "file", at.Mtime)
+	hole(`  <time file="`, `"`)
 	b = number(b, "build", int64(h.Int(BuildTime)))
-	b = append(b, "/>\n  <size"...)
-	b = number(b, "package", at.Size)
+	hole("/>\n  <size package=\"", `"`)
 	installed := h.Int(Size)
 	if h.Has(LongSize) {
 		installed = h.Int(LongSize)
 	}
 	b = number(b, "installed", int64(installed))
 	b = number(b, "archive", int64(archiveSize(p)))
-	b = append(b, "/>\n  <location"...)
-	b = attr(b, "href", []byte(at.Href))
-	b = append(b, "/>\n  <format>\n"...)
+	hole("/>\n  <location href=\"", "\"/>\n  <format>\n")
 	for _, e := range []struct {
 		name string
 		tag  Tag
 	}{{"license", License}, {"vendor", Vendor}, {"group", Group}, {"buildhost", BuildHost}, {"sourcerpm", SourceRPM}} {
 		b = element(b, 2, "rpm:"+e.name, h.Text(e.tag))
 	}
-	b = append(b, "    <rpm:header-range"...)
-	b = number(b, "start", at.HeaderStart)
-	b = number(b, "end", at.HeaderEnd)
-	b = append(b, "/>\n"...)
+	hole(`    <rpm:header-range start="`, `"`)
+	hole(` end="`, "\"/>\n")
 	b = deps(b, Provides, provides(h))
 	requires, recommends := requires(h)
 	b = deps(b, Requires, requires)
@@ -78,22 +82,32 @@ func Primary(b []byte, p *Package, at Place) []byte {
 			b = fileLine(b, "    ", &w)
 		}
 	}
-	return append(b, "  </format>\n</package>\n"...)
+	return append(b, "  </format>\n</package>\n"...), cuts
 }
 
 // Filelists appends the package's entry of filelists.xml.
 func Filelists(b []byte, h Header, pkgid string) []byte {
-	b = opening(b, h, pkgid)
+	open, cut := filelists(nil, h)
+	return fill(b, open, []int{cut}, []string{pkgid})
+}
+
+func filelists(b []byte, h Header) (_ []byte, cut int) {
+	b, cut = opening(b, h)
 	for w, err := h.FileWalk(); err == nil && w.Next(); { // as in Primary
 		b = fileLine(b, "  ", &w)
 	}
-	return append(b, "</package>\n"...)
+	return append(b, "</package>\n"...), cut
 }
 
 // Other appends the package's entry of other.xml: the newest changelog entries, oldest
 // first.
 func Other(b []byte, h Header, pkgid string) []byte {
-	b = opening(b, h, pkgid)
+	open, cut := other(nil, h)
+	return fill(b, open, []int{cut}, []string{pkgid})
+}
+
+func other(b []byte, h Header) (_ []byte, cut int) {
+	b, cut = opening(b, h)
 	cs := changes(h, changelogLimit)
 	// Readers sort by time: entries of one time are told apart by a second each, the newer
 	// ones later.
@@ -116,7 +130,7 @@ func Other(b []byte, h Header, pkgid string) []byte {
 		b = escape(b, []byte(c.Text), false)
 		b = append(b, "</changelog>\n"...)
 	}
-	return append(b, "</package>\n"...)
+	return append(b, "</package>\n"...), cut
 }
 
 // changes is the first n entries of the changelog, authors without spaces at their end.
@@ -144,14 +158,15 @@ func archiveSize(p *Package) uint64 {
 	return p.Header.Int(ArchiveSize)
 }
 
-func opening(b []byte, h Header, pkgid string) []byte {
+func opening(b []byte, h Header) (_ []byte, cut int) {
 	n := h.NEVRA()
-	b = append(b, "<package"...)
-	b = attr(b, "pkgid", []byte(pkgid))
+	b = append(b, `<package pkgid="`...)
+	cut = len(b)
+	b = append(b, '"')
 	b = attr(b, "name", []byte(n.Name))
 	b = attr(b, "arch", []byte(n.Arch))
 	b = append(b, ">\n"...)
-	return version(b, n)
+	return version(b, n), cut
 }
 
 func version(b []byte, n NEVRA) []byte {
