@@ -339,6 +339,7 @@ func packed(b []byte) bool { return window(b) != window(nil) || bytes.HasPrefix(
 // FuzzPrimary reads primary.xml as text.
 func FuzzPrimary(f *testing.F) {
 	f.Add([]byte(primaryXML(goodPackage)))
+	f.Add([]byte(primaryXML(strings.Replace(goodPackage, "<rpm:provides>", `<rpm:header-range start="1" end="2"/><rpm:recommends><rpm:entry name="(a if b)"/></rpm:recommends><rpm:enhances/><file type="dir">/etc/a&amp;</file><rpm:provides>`, 1))))
 	for _, b := range shared(f, "*-primary.xml.gz", 40<<10) {
 		n := bytes.LastIndex(b, []byte("</package>")) + len("</package>")
 		f.Add(append(b[:n:n], "</metadata>"...))

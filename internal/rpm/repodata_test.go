@@ -448,6 +448,18 @@ func TestMetadataIsDeterministicAndReadBack(t *testing.T) {
 					!slices.Contains(p.Requires, rpm.Dep{Name: "shadow", Flags: rpm.SensePreReq}) || !slices.Contains(p.Provides, rpm.Dep{Name: `a&b<c>"d"`}) {
 					t.Errorf("%+v", p)
 				}
+				for kind, want := range map[rpm.DepKind]rpm.Dep{rpm.Conflicts: {Name: "bad", Flags: rpm.SenseLess, EVR: "1"}, rpm.Obsoletes: {Name: "old", Flags: rpm.SenseLess | rpm.SenseEqual, EVR: "2-2"},
+					rpm.Recommends: {Name: "nice", Flags: rpm.SenseGreater, EVR: "1"}, rpm.Suggests: {Name: "maybe"}, rpm.Supplements: {Name: "(odd and lang-de)"}, rpm.Enhances: {Name: "some", Flags: rpm.SenseEqual, EVR: "7"}} {
+					if !slices.Contains(p.Deps(kind), want) {
+						t.Errorf("%s: %+v", kind, p.Deps(kind))
+					}
+				}
+				if want := []string{"/etc/odd.conf", "/etc/odd.d", "/opt/cabin/a & b <c>", "/usr/bin/link", "/usr/bin/odd", "/usr/lib/sendmail", "/usr/share/odd/sbin/x", "/usr/share/odd/sbin/x/y"}; !slices.Equal(slices.Sorted(slices.Values(p.Files)), want) {
+					t.Errorf("%q", p.Files)
+				}
+				if p.FileTime == 0 || p.BuildTime == 0 || p.HeaderStart == 0 || p.HeaderEnd <= p.HeaderStart {
+					t.Errorf("%+v", p)
+				}
 			}
 			return nil
 		}); err != nil || n != len(frags) {
@@ -482,13 +494,28 @@ func strictPrimary(r io.Reader) (out []rpm.PrimaryPackage, err error) {
 			Size struct {
 				Package int64 `xml:"package,attr"`
 			} `xml:"size"`
+			Time struct {
+				File  int64 `xml:"file,attr"`
+				Build int64 `xml:"build,attr"`
+			} `xml:"time"`
 			Location struct {
 				Href string `xml:"href,attr"`
 			} `xml:"location"`
 			Format struct {
-				Source   string `xml:"sourcerpm"`
-				Provides []dep  `xml:"provides>entry"`
-				Requires []dep  `xml:"requires>entry"`
+				Source string `xml:"sourcerpm"`
+				Range  struct {
+					Start int64 `xml:"start,attr"`
+					End   int64 `xml:"end,attr"`
+				} `xml:"header-range"`
+				Provides    []dep    `xml:"provides>entry"`
+				Requires    []dep    `xml:"requires>entry"`
+				Conflicts   []dep    `xml:"conflicts>entry"`
+				Obsoletes   []dep    `xml:"obsoletes>entry"`
+				Recommends  []dep    `xml:"recommends>entry"`
+				Suggests    []dep    `xml:"suggests>entry"`
+				Supplements []dep    `xml:"supplements>entry"`
+				Enhances    []dep    `xml:"enhances>entry"`
+				Files       []string `xml:"file"`
 			} `xml:"format"`
 		} `xml:"package"`
 	}
@@ -515,7 +542,9 @@ func strictPrimary(r io.Reader) (out []rpm.PrimaryPackage, err error) {
 	}
 	for _, p := range doc.Packages {
 		out = append(out, rpm.PrimaryPackage{NEVRA: rpm.NEVRA{Name: p.Name, Epoch: p.Version.Epoch, Version: p.Version.Ver, Release: p.Version.Rel, Arch: p.Arch}, Sum: p.Checksum.Sum, Algo: p.Checksum.Type,
-			Href: p.Location.Href, Size: p.Size.Package, Source: p.Format.Source, Provides: deps(p.Format.Provides), Requires: deps(p.Format.Requires)})
+			Href: p.Location.Href, Size: p.Size.Package, Source: p.Format.Source, FileTime: p.Time.File, BuildTime: p.Time.Build, HeaderStart: p.Format.Range.Start, HeaderEnd: p.Format.Range.End,
+			Provides: deps(p.Format.Provides), Requires: deps(p.Format.Requires), Conflicts: deps(p.Format.Conflicts), Obsoletes: deps(p.Format.Obsoletes), Recommends: deps(p.Format.Recommends),
+			Suggests: deps(p.Format.Suggests), Supplements: deps(p.Format.Supplements), Enhances: deps(p.Format.Enhances), Files: p.Format.Files})
 	}
 	return out, nil
 }
@@ -635,6 +664,9 @@ func TestHostilePrimaryIsRefused(t *testing.T) {
 		"tag of 1 MB":            swap(`epoch="0"`, `epoch="`+strings.Repeat("0", 1<<20)+`"`),
 		"negative size":          swap(`package="10"`, `package="-10"`),
 		"huge size":              swap(`package="10"`, `package="99999999999999999999"`),
+		"header range":           swap("<rpm:sourcerpm>", `<rpm:header-range start="-1" end="2"/><rpm:sourcerpm>`),
+		"time of no number":      swap(`build="1"`, `build="x"`),
+		"no size":                swap(`package="10"`, ""),
 		"huge epoch":             swap(`epoch="0"`, `epoch="99999999999"`),
 		"attribute twice":        swap(`ver="1"`, `ver="1" ver="2"`),
 		"attribute without end":  swap(`ver="1"`, `ver="1`),

@@ -169,9 +169,46 @@ type PrimaryPackage struct {
 	Href   string // below the repository's root
 	Size   int64  // of the file
 	Source string // file name of the source RPM, empty for source packages
-	// Provides and Requires are filled by ReadPrimaryDeps only. The flag of a requirement
+	// Times of the file and of the build, in seconds since 1970, and where the main header
+	// lies in the file; 0 when not told.
+	FileTime, BuildTime    int64
+	HeaderStart, HeaderEnd int64
+	// Dependencies and files are filled by ReadPrimaryDeps only. The flag of a requirement
 	// that scripts need is SensePreReq.
-	Provides, Requires []Dep
+	Requires, Provides, Conflicts, Obsoletes, Recommends, Suggests, Supplements, Enhances []Dep
+	// Files is the paths that primary.xml names: some of the package's, see Primary.
+	Files []string
+}
+
+// Deps is the dependencies of one kind.
+func (p *PrimaryPackage) Deps(k DepKind) []Dep {
+	if l := p.deps(k.String()); l != nil {
+		return *l
+	}
+	return nil
+}
+
+// deps is the list of dependencies by its name in metadata, or nil.
+func (p *PrimaryPackage) deps(name string) *[]Dep {
+	switch name {
+	case "requires":
+		return &p.Requires
+	case "provides":
+		return &p.Provides
+	case "conflicts":
+		return &p.Conflicts
+	case "obsoletes":
+		return &p.Obsoletes
+	case "recommends":
+		return &p.Recommends
+	case "suggests":
+		return &p.Suggests
+	case "supplements":
+		return &p.Supplements
+	case "enhances":
+		return &p.Enhances
+	}
+	return nil
 }
 
 // ReadPrimary reads a primary.xml, compressed or not, package by package. It takes what is
@@ -180,7 +217,8 @@ type PrimaryPackage struct {
 // own are refused. Errors have code repodata or repodata_location.
 func ReadPrimary(r io.Reader, fn func(PrimaryPackage) error) error { return readPrimary(r, false, fn) }
 
-// ReadPrimaryDeps is ReadPrimary with what each package provides and requires.
+// ReadPrimaryDeps is ReadPrimary with the dependencies of each package, of all eight kinds,
+// and the files that primary.xml names.
 func ReadPrimaryDeps(r io.Reader, fn func(PrimaryPackage) error) error {
 	return readPrimary(r, true, fn)
 }
@@ -256,11 +294,19 @@ func primaryPackage(x *scanner, withDeps bool) (p PrimaryPackage, err error) {
 			err = p.field(x, t)
 		case t.depth == inFormat && string(t.name) == "rpm:sourcerpm":
 			p.Source, err = x.text(t)
+		case t.depth == inFormat && string(t.name) == "rpm:header-range":
+			if p.HeaderStart, err = t.number("start"); err == nil {
+				p.HeaderEnd, err = t.number("end")
+			}
 		case !withDeps:
-		case t.depth == inFormat && !t.empty && string(t.name) == "rpm:provides":
-			list = &p.Provides
-		case t.depth == inFormat && !t.empty && string(t.name) == "rpm:requires":
-			list = &p.Requires
+		case t.depth == inFormat && string(t.name) == "file":
+			var f string
+			if f, err = x.text(t); err == nil && f == "" {
+				err = badMeta("a file without a name")
+			}
+			p.Files = append(p.Files, f)
+		case t.depth == inFormat && !t.empty && bytes.HasPrefix(t.name, []byte("rpm:")):
+			list = p.deps(string(t.name[len("rpm:"):]))
 		case t.depth == inDeps && list != nil && string(t.name) == "rpm:entry":
 			var d Dep
 			if d, err = primaryDep(t); err == nil {
@@ -282,13 +328,6 @@ func primaryPackage(x *scanner, withDeps bool) (p PrimaryPackage, err error) {
 
 // field takes one of a package's own elements.
 func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
-	number := func(s string, bits int) uint64 {
-		n, e := strconv.ParseUint(s, 10, bits)
-		if e != nil && err == nil {
-			err = badMeta("a package with %.40q for a number", s)
-		}
-		return n
-	}
 	switch string(t.name) {
 	case "name":
 		p.Name, err = x.text(t)
@@ -301,7 +340,11 @@ func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
 	case "version":
 		var e string
 		if e, err = t.attr("epoch"); err == nil && e != "" {
-			p.Epoch = uint32(number(e, 32))
+			n, e := strconv.ParseUint(e, 10, 32)
+			if e != nil {
+				return badMeta("a package with an epoch that is no number").Wrap(e)
+			}
+			p.Epoch = uint32(n)
 		}
 		if err == nil {
 			p.Version, err = t.attr("ver")
@@ -311,13 +354,33 @@ func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
 		}
 	case "size":
 		var s string
-		if s, err = t.attr("package"); err == nil {
-			p.Size = int64(number(s, 63))
+		if s, err = t.attr("package"); err == nil && s == "" {
+			err = badMeta("a package without a size")
+		}
+		if err == nil {
+			p.Size, err = t.number("package")
+		}
+	case "time":
+		if p.FileTime, err = t.number("file"); err == nil {
+			p.BuildTime, err = t.number("build")
 		}
 	case "location":
 		p.Href, err = t.attr("href")
 	}
 	return err
+}
+
+// number is the value of an attribute that holds a number, 0 when it isn't there.
+func (t tag) number(name string) (int64, error) {
+	s, err := t.attr(name)
+	if err != nil || s == "" {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		return 0, badMeta("a %.40q of which %q is %.40q", t.name, name, s)
+	}
+	return int64(n), nil
 }
 
 func primaryDep(t tag) (d Dep, err error) {
