@@ -357,7 +357,7 @@ func (s *Store) Why(ctx context.Context, header, nevra string) (a Answer, err er
 	r, b, err := s.Builds.ByHeader(ctx, header)
 	if fault.Code(err) == "rpm_unknown" && perr == nil {
 		a.Package = p.NEVRA
-		a.Mirrors, err = s.sources(ctx, header)
+		a.Mirrors, err = s.Repo.Holders(ctx, header)
 		return a, err
 	}
 	if err != nil {
@@ -389,7 +389,7 @@ func (s *Store) Why(ctx context.Context, header, nevra string) (a Answer, err er
 			a.Statement = "its signature does not hold"
 		}
 	}
-	a.Tags, err = s.sources(ctx, header)
+	a.Tags, err = s.Repo.Holders(ctx, header)
 	return a, err
 }
 
@@ -404,19 +404,6 @@ func (s *Store) signers(ctx context.Context, header string) (out []string, err e
 			}
 			return err
 		}, "SELECT key FROM repo_package WHERE header = $1 AND key <> '' ORDER BY created, key", header)
-	})
-	return out, err
-}
-
-// sources names the channels whose snapshots hold a package.
-func (s *Store) sources(ctx context.Context, header string) (out []string, err error) {
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var n string
-			err := scan(&n)
-			out = append(out, n)
-			return err
-		}, `SELECT DISTINCT c.name FROM repo_package p JOIN repo_snapshot_package sp ON sp.pkgid = p.pkgid JOIN repo_channel c ON c.snapshot = sp.snapshot WHERE p.header = $1 ORDER BY c.name`, header)
 	})
 	return out, err
 }

@@ -78,6 +78,9 @@ type tagSet struct {
 	Macro   map[string]string `help:"An rpm macro: dist=.el10. Repeatable."`
 	Comps   string            `help:"A comps.xml file to publish with it." type:"existingfile"`
 	Locked  *bool             `help:"Let no build in or out." negatable:""`
+
+	SingleFrame  *bool `help:"Pack each metadata file as one frame, for readers that stop after the first." negatable:""`
+	OpenChecksum *bool `help:"Tell the checksums of the unpacked metadata too; it makes each change slower." negatable:""`
 }
 
 // Run makes or changes a tag; what is not given stays.
@@ -113,6 +116,12 @@ func (c tagSet) Run(e *cli.Env) error {
 			return fault.Invalid("file", "the comps file cannot be read").Wrap(err)
 		}
 		t.Comps = string(b)
+	}
+	if c.SingleFrame != nil {
+		t.SingleFrame = *c.SingleFrame
+	}
+	if c.OpenChecksum != nil {
+		t.OpenChecksum = *c.OpenChecksum
 	}
 	if c.Locked != nil {
 		t.Locked = *c.Locked

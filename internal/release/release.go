@@ -33,16 +33,19 @@ func New(d *db.DB) *Store { return &Store{d} }
 // Tag is a named, versioned set of builds with what it needs to be built from and
 // published.
 type Tag struct {
-	Name    string            `json:"name"`
-	Arches  []string          `json:"arches" doc:"what it is built for; the first also builds noarch packages"`
-	Key     string            `json:"key,omitempty" doc:"signing key; without one its repository is not signed"`
-	Codec   string            `json:"codec,omitempty" enum:"zst,gz," doc:"compression of the repository metadata: zst (default) or gz"`
-	Mirrors []string          `json:"mirrors,omitempty" doc:"channels that a buildroot installs from beside the tag itself"`
-	Install []string          `json:"install,omitempty" doc:"packages in a buildroot before BuildRequires; CentOS Stream's build group when empty"`
-	Macros  map[string]string `json:"macros,omitempty" doc:"rpm macros, such as dist"`
-	Comps   string            `json:"comps,omitempty" doc:"comps.xml that is published with it"`
-	Locked  bool              `json:"locked,omitempty" doc:"no build goes in or out"`
-	Since   int64             `json:"since,omitempty" doc:"event that made this state"`
+	Name   string   `json:"name"`
+	Arches []string `json:"arches" doc:"what it is built for; the first also builds noarch packages"`
+	Key    string   `json:"key,omitempty" doc:"signing key; without one its repository is not signed"`
+	Codec  string   `json:"codec,omitempty" enum:"zst,gz," doc:"compression of the repository metadata: zst (default) or gz"`
+	// For readers that are more particular than dnf; both cost time at each change.
+	SingleFrame  bool              `json:"single_frame,omitempty" doc:"pack each metadata file as one frame"`
+	OpenChecksum bool              `json:"open_checksum,omitempty" doc:"tell the checksums of the unpacked metadata too"`
+	Mirrors      []string          `json:"mirrors,omitempty" doc:"channels that a buildroot installs from beside the tag itself"`
+	Install      []string          `json:"install,omitempty" doc:"packages in a buildroot before BuildRequires; CentOS Stream's build group when empty"`
+	Macros       map[string]string `json:"macros,omitempty" doc:"rpm macros, such as dist"`
+	Comps        string            `json:"comps,omitempty" doc:"comps.xml that is published with it"`
+	Locked       bool              `json:"locked,omitempty" doc:"no build goes in or out"`
+	Since        int64             `json:"since,omitempty" doc:"event that made this state"`
 }
 
 // Target is a pair: builds are made in the build tag and land in the destination tag.
@@ -406,10 +409,39 @@ func (s *Store) Content(ctx context.Context, tag, asOf string) (out []Tagged, er
 	return out, err
 }
 
+// LatestOf is Latest for some packages.
+func (s *Store) LatestOf(tx *db.Tx, tag string, at int64, pkgs []string) ([]Tagged, error) {
+	var out []Tagged
+	for _, p := range pkgs {
+		t := Tagged{Package: p}
+		err := tx.QueryRow("SELECT build, since FROM release_tagging WHERE tag = $1 AND package = $2 AND since <= $3 AND (until = 0 OR until > $3) ORDER BY since DESC LIMIT 1", tag, p, at).Scan(&t.Build, &t.Since)
+		if db.NoRow(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// ChangedSince lists the packages of which a build went into the tag or out of it after an
+// event.
+func (s *Store) ChangedSince(tx *db.Tx, tag string, since int64) (out []string, err error) {
+	err = tx.Each(func(scan func(...any) error) error {
+		var p string
+		err := scan(&p)
+		out = append(out, p)
+		return err
+	}, "SELECT package FROM release_tagging WHERE tag = $1 AND since > $2 UNION SELECT package FROM release_tagging WHERE tag = $1 AND until > $2 ORDER BY package", tag, since)
+	return out, err
+}
+
 // Changed is the number of the newest event that changed what a tag publishes.
 func (s *Store) Changed(tx *db.Tx, tag string) (int64, error) {
 	var id int64
 	err := tx.QueryRow(`SELECT MAX(n) FROM (SELECT MAX(since) AS n FROM release_tag WHERE name = $1 UNION ALL
-		SELECT MAX(CASE WHEN until > since THEN until ELSE since END) FROM release_tagging WHERE tag = $1) AS changes`, tag).Scan(&id)
+		SELECT MAX(since) FROM release_tagging WHERE tag = $1 UNION ALL SELECT MAX(until) FROM release_tagging WHERE tag = $1) AS changes`, tag).Scan(&id)
 	return id, err
 }

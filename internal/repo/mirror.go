@@ -179,17 +179,17 @@ func (s *Store) Sync(ctx context.Context, name string, say func(Progress)) (id s
 }
 
 func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (string, error) {
-	t := tree{name: m.Arch}
+	t := &tree{name: m.Arch, fresh: true}
 	repomd, err := s.small(ctx, m.URL+repomdFile, 1<<20)
 	if err != nil {
 		return "", err
 	}
-	if err := s.addFile(&t, repomdFile, repomd); err != nil {
+	if err := s.addFile(t, repomdFile, repomd); err != nil {
 		return "", err
 	}
 	asc, err := s.small(ctx, m.URL+repomdFile+".asc", 64<<10)
 	if err == nil {
-		err = s.addFile(&t, repomdFile+".asc", asc)
+		err = s.addFile(t, repomdFile+".asc", asc)
 	}
 	if c := fault.Code(err); err != nil && c != "mirror_missing" && c != "mirror_denied" {
 		return "", err // an upstream without signatures is one thing, an unreachable one another
@@ -214,7 +214,7 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 		if d.Type == "primary" {
 			primary = dig
 		}
-		t.files = append(t.files, entry{path: d.Href, digest: dig.String(), size: size})
+		t.files = append(t.files, file{Path: d.Href, Sum: dig.String(), Size: size})
 	}
 	wanted, err := s.wanted(primary)
 	if err != nil {
@@ -224,8 +224,12 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 	if err != nil {
 		return "", moved(err)
 	}
+	ms := make([]member, len(wanted))
 	for i, w := range wanted {
-		t.pkgs = append(t.pkgs, entry{path: w.Href, digest: pkgs[i].PkgID})
+		ms[i] = member{pkgs[i], w.Href}
+	}
+	if t.chunks, err = edit(nil, bySource(ms), nil); err != nil {
+		return "", err
 	}
 	again, err := s.small(ctx, m.URL+repomdFile, 1<<20)
 	if err != nil {
@@ -234,14 +238,15 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 	if !bytes.Equal(again, repomd) {
 		return "", fault.Unavailable("mirror_moved", "%s changed while it was copied", m.URL)
 	}
-	trees := sortedTrees(map[string]*tree{m.Arch: &t})
+	t.seal()
+	trees := []*tree{t}
 	sn := Snapshot{ID: snapshotID("mirror", m.Name, trees), Kind: "mirror", Source: m.Name, Packages: int64(len(pkgs))}
 	return sn.ID, s.commit(ctx, sn, trees)
 }
 
 // unchanged is the mirror's present snapshot when it was made of the same repomd.xml: its
 // checksums cover everything else.
-func (s *Store) unchanged(ctx context.Context, m Mirror, t tree) (id string, err error) {
+func (s *Store) unchanged(ctx context.Context, m Mirror, t *tree) (id string, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
 		c, err := channelAt(tx, m.Name, event.Now)
 		if err != nil {
@@ -250,7 +255,7 @@ func (s *Store) unchanged(ctx context.Context, m Mirror, t tree) (id string, err
 			}
 			return err
 		}
-		if c.Snapshot == snapshotID("mirror", m.Name, []tree{t}) {
+		if c.Snapshot == snapshotID("mirror", m.Name, []*tree{t}) {
 			id = c.Snapshot
 		}
 		return nil
@@ -322,22 +327,23 @@ func (s *Store) fetchAll(ctx context.Context, m Mirror, wanted []rpm.PrimaryPack
 	}
 	report()
 	// Rows go in by batches: one transaction a package would wait for the disk each time.
-	rows := make(chan Package, 64)
+	rows := make(chan described, 64)
 	kept := make(chan error, 1)
 	g, gctx := errgroup.WithContext(ctx)
 	go func() { kept <- s.keepAll(ctx, rows) }()
 	g.SetLimit(fetchers)
 	for _, i := range todo {
 		g.Go(func() error {
-			p, err := s.fetchPackage(gctx, m.URL+wanted[i].Href, wanted[i])
+			d, err := s.fetchPackage(gctx, m.URL+wanted[i].Href, wanted[i])
 			if err != nil {
 				return err
 			}
+			p := d.Package
 			out[i] = p
 			fetched.Add(p.Size)
 			done.Add(1)
 			report()
-			rows <- p
+			rows <- d
 			return nil
 		})
 	}
@@ -346,10 +352,16 @@ func (s *Store) fetchAll(ctx context.Context, m Mirror, wanted []rpm.PrimaryPack
 	return out, errors.Join(err, <-kept)
 }
 
-func (s *Store) keepAll(ctx context.Context, rows <-chan Package) error {
+// described is a package with what metadata says of it.
+type described struct {
+	Package
+	entry rpm.Template
+}
+
+func (s *Store) keepAll(ctx context.Context, rows <-chan described) error {
 	var failed error
 	for p := range rows {
-		batch := []Package{p}
+		batch := []described{p}
 	more:
 		for len(batch) < 200 {
 			select {
@@ -367,7 +379,7 @@ func (s *Store) keepAll(ctx context.Context, rows <-chan Package) error {
 		}
 		failed = s.DB.Write(context.WithoutCancel(ctx), func(tx *db.Tx) error {
 			for _, p := range batch {
-				if err := keepPackage(tx, p); err != nil {
+				if err := s.keepPackage(tx, p.Package, p.entry); err != nil {
 					return err
 				}
 			}
@@ -379,7 +391,7 @@ func (s *Store) keepAll(ctx context.Context, rows <-chan Package) error {
 
 // fetchPackage fetches one package, checks it against upstream's word and its own, and stores
 // head and core.
-func (s *Store) fetchPackage(ctx context.Context, url string, w rpm.PrimaryPackage) (p Package, err error) {
+func (s *Store) fetchPackage(ctx context.Context, url string, w rpm.PrimaryPackage) (p described, err error) {
 	tmp, err := s.temp()
 	if err != nil {
 		return p, err
@@ -403,14 +415,15 @@ func (s *Store) fetchPackage(ctx context.Context, url string, w rpm.PrimaryPacka
 	if n.Name != w.Name || n.Epoch != w.Epoch || n.Version != w.Version || n.Release != w.Release || n.Arch != w.Arch {
 		return p, fault.Invalid("mirror_lie", "%s holds %s, but the metadata says %s", url, n, w.NEVRA)
 	}
-	p = Package{Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Size: size, Start: q.HeaderStart, End: q.HeaderEnd, PkgID: w.Sum}
+	pkgid := w.Sum
 	if w.Algo != "sha256" {
 		h := sha256.New()
 		if _, err := io.Copy(h, io.NewSectionReader(tmp, 0, size)); err != nil {
 			return p, err
 		}
-		p.PkgID = hex.EncodeToString(h.Sum(nil))
+		pkgid = hex.EncodeToString(h.Sum(nil))
 	}
+	p.Package, p.entry = newPackage(q, pkgid, size)
 	if p.Head, err = s.Blobs.PutBytes(q.Head()); err != nil {
 		return p, err
 	}

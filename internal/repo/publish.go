@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -147,24 +146,62 @@ func (s *Store) Published(ctx context.Context, tag string) error {
 	}
 }
 
-// state is a tag with its packages, of each source package the build tagged last, at one
-// moment.
-type state struct {
+// change is what changed in a tag since its newest snapshot, at one moment.
+type change struct {
 	release.Tag
-	cause    int64 // the newest event that changed it
-	revision int64 // the newest event that changed its packages
-	rpms     []build.RPM
+	cause int64  // the newest event that changed it
+	was   string // the snapshot that it goes on from, or "" to begin anew
+	trees []*tree
+	rpms  []build.RPM // that sources has now
+	// Source packages whose builds in the tag changed; all of them when it begins anew.
+	sources map[string]bool
 }
 
-func (s *Store) state(ctx context.Context, tag string) (st state, err error) {
+// changed reads what of a tag has to be published. Of each source package a tag holds the
+// build that was tagged last.
+func (s *Store) changed(ctx context.Context, tag string) (c change, err error) {
+	c.sources = map[string]bool{}
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		if st.Tag, err = s.Release.At(tx, tag, event.Now); err != nil {
+		if c.Tag, err = s.Release.At(tx, tag, event.Now); err != nil {
 			return err
 		}
-		if st.cause, err = s.Release.Changed(tx, tag); err != nil {
+		if c.cause, err = s.Release.Changed(tx, tag); err != nil {
 			return err
 		}
-		ts, err := s.Release.Latest(tx, tag, event.Now)
+		var since int64
+		err := tx.QueryRow("SELECT id, cause FROM repo_snapshot WHERE source = $1 AND kind = 'tag' ORDER BY cause DESC LIMIT 1", tag).Scan(&c.was, &since)
+		if err != nil && !db.NoRow(err) {
+			return err
+		}
+		now := s.Release.Latest
+		if c.was != "" && c.Since <= since {
+			if c.trees, err = s.treesOfSnapshot(tx, c.was); err != nil {
+				return err
+			}
+			touched, err := s.Release.ChangedSince(tx, tag, since)
+			if err != nil {
+				return err
+			}
+			before, err := s.Release.LatestOf(tx, tag, since, touched)
+			if err != nil {
+				return err
+			}
+			// A build that is gone may have had another name for its source package.
+			for _, t := range before {
+				rs, err := build.RPMsOf(tx, t.Build)
+				if err != nil {
+					return err
+				}
+				c.add(rs)
+			}
+			c.rpms = nil
+			now = func(tx *db.Tx, tag string, at int64) ([]release.Tagged, error) {
+				return s.Release.LatestOf(tx, tag, at, touched)
+			}
+		} else {
+			c.was = ""
+		}
+		ts, err := now(tx, tag, event.Now)
 		if err != nil {
 			return err
 		}
@@ -173,12 +210,20 @@ func (s *Store) state(ctx context.Context, tag string) (st state, err error) {
 			if err != nil {
 				return err
 			}
-			st.rpms = append(st.rpms, rs...)
-			st.revision = max(st.revision, t.Since)
+			c.add(rs)
 		}
 		return nil
 	})
-	return st, err
+	return c, err
+}
+
+func (c *change) add(rs []build.RPM) {
+	for _, r := range rs {
+		if r.Arch == "src" || r.Arch == "nosrc" {
+			c.sources[r.Name] = true
+		}
+	}
+	c.rpms = append(c.rpms, rs...)
 }
 
 // publish makes the snapshot of a tag's present state and moves the tag's channel to it.
@@ -187,30 +232,35 @@ func (s *Store) state(ctx context.Context, tag string) (st state, err error) {
 // the snapshot and moves the pointer. Killed anywhere before that, the old state stands and
 // the next round begins again with what is kept.
 func (s *Store) publish(ctx context.Context, tag string) error {
-	t, err := s.state(ctx, tag)
+	c, err := s.changed(ctx, tag)
 	if err != nil {
 		return err
 	}
-	pkgs, err := s.signed(ctx, t)
+	pkgs, err := s.signed(ctx, c)
 	if err != nil {
 		return err
 	}
-	trees, err := s.trees(ctx, t, pkgs)
+	trees, err := s.tagTrees(ctx, c, pkgs)
 	if err != nil {
 		return err
 	}
-	return s.commit(ctx, Snapshot{ID: snapshotID("tag", tag, trees), Kind: "tag", Source: tag, Packages: int64(len(pkgs)), Key: t.Key, Cause: t.cause}, trees)
+	sn := Snapshot{ID: snapshotID("tag", tag, trees), Kind: "tag", Source: tag, Key: c.Key, Cause: c.cause}
+	for _, t := range trees {
+		n, _ := t.packages()
+		sn.Packages += n
+	}
+	return s.commit(ctx, sn, trees)
 }
 
 // signed finds the served form of each package, signed with the tag's key. What is missing is
 // signed in one batch.
-func (s *Store) signed(ctx context.Context, t state) ([]Package, error) {
+func (s *Store) signed(ctx context.Context, t change) ([]Package, error) {
 	rpms := t.rpms
 	out := make([]Package, len(rpms))
 	var missing []int
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		for i, r := range rpms {
-			p, err := scanPackage(tx.QueryRow("SELECT "+packageColumns+" FROM repo_package WHERE header = $1 AND key = $2 ORDER BY created LIMIT 1", r.Header, t.Key).Scan)
+			p, err := scanPackage(tx.QueryRow("SELECT "+packageColumns+" FROM repo_package WHERE header = $1 AND key = $2 AND mtime > 0 AND head <> '' ORDER BY created LIMIT 1", r.Header, t.Key).Scan)
 			if db.NoRow(err) {
 				missing = append(missing, i)
 				continue
@@ -231,21 +281,18 @@ func (s *Store) signed(ctx context.Context, t state) ([]Package, error) {
 			return nil, err
 		}
 	}
-	var fresh []Package
+	made := make([]rpm.Template, len(missing))
 	for n, i := range missing {
 		if t.Key == "" {
 			heads[n] = rpms[i].Head
 		}
-		p, _, err := s.describe(heads[n], rpms[i].Core, t.Key)
-		if err != nil {
+		if out[i], made[n], err = s.describe(heads[n], rpms[i].Core, t.Key); err != nil {
 			return nil, err
 		}
-		out[i] = p
-		fresh = append(fresh, p)
 	}
 	return out, s.DB.Write(ctx, func(tx *db.Tx) error {
-		for _, p := range fresh {
-			if err := keepPackage(tx, p); err != nil {
+		for n, i := range missing {
+			if err := s.keepPackage(tx, out[i], made[n]); err != nil {
 				return err
 			}
 		}
@@ -254,7 +301,7 @@ func (s *Store) signed(ctx context.Context, t state) ([]Package, error) {
 }
 
 // sign gets signatures for packages and stores the heads that carry them.
-func (s *Store) sign(ctx context.Context, t state, which []int) ([]blob.Digest, error) {
+func (s *Store) sign(ctx context.Context, t change, which []int) ([]blob.Digest, error) {
 	var rs []SignRequest
 	var ps []*rpm.Package
 	for _, i := range which {
@@ -324,91 +371,122 @@ func treesOf(p Package, arches []string) []string {
 	return out
 }
 
-// trees writes the metadata of a tag's repositories: one for each arch, one for its debug
-// packages, one for sources.
-func (s *Store) trees(ctx context.Context, t state, pkgs []Package) ([]tree, error) {
-	m := map[string]*tree{"source": {name: "source"}}
-	for _, a := range t.Arches {
-		m[a] = &tree{name: a}
-		m[a+"-debug"] = &tree{name: a + "-debug"}
+// tagTrees makes a tag's repositories: one for each arch, one for its debug packages, one for
+// sources. Those that the change does not touch stay what they are.
+func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree, error) {
+	names := []string{"source"}
+	for _, a := range c.Arches {
+		names = append(names, a, a+"-debug")
 	}
-	frags := map[string][]rpm.Fragments{}
-	var newest uint64
-	slices.SortFunc(pkgs, func(a, b Package) int { return strings.Compare(a.File, b.File) })
+	slices.Sort(names)
+	now := map[string][]member{}
 	for _, p := range pkgs {
-		r, size, c, err := s.open(p.Head, p.Core)
-		if err != nil {
-			return nil, err
-		}
-		q, err := rpm.Read(r, size)
-		c.Close() //nolint:errcheck // it was read only
-		if err != nil {
-			return nil, err
-		}
-		built := q.Header.Int(rpm.BuildTime)
-		newest = max(newest, built)
-		// The first letters of the id keep two signatures of one file apart.
-		at := rpm.Place{PkgID: p.PkgID, Href: path.Join("Packages", p.PkgID[:12], p.File), Size: p.Size, Mtime: p.Mtime, HeaderStart: p.Start, HeaderEnd: p.End}
-		f := rpm.Fragments{Primary: rpm.Primary(nil, q, at), Filelists: rpm.Filelists(nil, q.Header, p.PkgID), Other: rpm.Other(nil, q.Header, p.PkgID)}
-		for _, name := range treesOf(p, t.Arches) {
-			if m[name] == nil {
-				continue // of an arch that the tag no longer has
-			}
-			frags[name] = append(frags[name], f)
-			m[name].pkgs = append(m[name].pkgs, entry{path: at.Href, digest: p.PkgID})
+		for _, name := range treesOf(p, c.Arches) {
+			now[name] = append(now[name], member{p, p.location()})
 		}
 	}
-	codec := rpm.Zstd
-	if t.Codec == "gz" {
-		codec = rpm.Gzip
+	f := form{Codec: rpm.Zstd, Single: c.SingleFrame, OpenSums: c.OpenChecksum}
+	if c.Codec == "gz" {
+		f.Codec = rpm.Gzip
 	}
-	out := sortedTrees(m)
-	repomds := make([][]byte, len(out))
-	for i := range out {
-		var comps []byte
-		if t.Comps != "" {
-			comps = []byte(t.Comps)
-		}
-		files, err := rpm.Metadata(frags[out[i].name], comps, codec)
-		if err != nil {
-			return nil, err
-		}
-		repomds[i] = rpm.Repomd(files, t.revision, int64(newest))
-		for _, f := range append(files, rpm.MetaFile{Name: repomdFile, Data: repomds[i]}) {
-			if err := s.addFile(&out[i], f.Name, f.Data); err != nil {
-				return nil, err
+	if c.Comps != "" {
+		f.Extra = append(f.Extra, extra{"group", []byte(c.Comps)})
+	}
+	var out, fresh []*tree
+	for _, name := range names {
+		t := &tree{name: name, key: c.Name + "/" + name}
+		changes := map[string][]member{}
+		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 {
+			t.chunks = c.trees[i].chunks
+			for source := range c.sources {
+				changes[source] = nil
 			}
 		}
-	}
-	if t.Key == "" {
-		return out, nil
-	}
-	var rs []SignRequest
-	for i := range out {
-		state, sum, err := rpm.Midstate(repomds[i])
-		if err != nil {
+		for _, m := range now[name] {
+			changes[m.Source] = append(changes[m.Source], m)
+		}
+		was := t.chunks
+		var err error
+		if t.chunks, err = edit(was, changes, func(ch chunk) ([]member, error) { return s.members(ctx, ch) }); err != nil {
 			return nil, err
 		}
-		rs = append(rs, SignRequest{Key: t.Key, Tag: t.Name, Subject: "repomd.xml of " + t.Name + "/" + out[i].name, Digest: sum, State: state})
+		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 && sameSet(was, t.chunks) {
+			out = append(out, c.trees[i])
+			continue
+		}
+		if err := s.write(ctx, t, f); err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+		fresh = append(fresh, t)
 	}
-	sigs, err := s.packets(ctx, rs)
-	if err != nil {
+	if err := s.signTrees(ctx, c.Key, c.Name, fresh); err != nil {
 		return nil, err
 	}
-	for i := range out {
-		asc, err := rpm.Armor(sigs[i])
-		if err != nil {
-			return nil, err
-		}
-		if err := s.addFile(&out[i], repomdFile+".asc", asc); err != nil {
-			return nil, err
-		}
+	for _, t := range fresh {
+		t.seal()
 	}
 	return out, nil
 }
 
-func (s *Store) addFile(t *tree, name string, data []byte) error {
-	d, err := s.Blobs.PutBytes(data)
-	t.files = append(t.files, entry{path: name, digest: d.String(), size: int64(len(data))})
-	return err
+// signTrees signs the repomd.xml of trees. The same content is signed once by a key for a tag: the same
+// packages are the same snapshot again, also when they come about a second time.
+func (s *Store) signTrees(ctx context.Context, key, tag string, ts []*tree) error {
+	if key == "" || len(ts) == 0 {
+		return nil
+	}
+	var rs []SignRequest
+	var to []*tree
+	for _, t := range ts {
+		d := t.sum(repomdFile)
+		var had blob.Digest
+		err := s.DB.Read(ctx, func(tx *db.Tx) error {
+			return tx.QueryRow("SELECT digest FROM repo_signature WHERE repomd = $1 AND key = $2 AND tag = $3", d, key, tag).Scan(&had)
+		})
+		if err == nil {
+			in, err := s.Blobs.Stat(had)
+			if err != nil {
+				return err
+			}
+			t.files = append(t.files, file{Path: repomdFile + ".asc", Sum: had.String(), Size: in.Size})
+			continue
+		}
+		if !db.NoRow(err) {
+			return err
+		}
+		repomd, err := s.Blobs.ReadAll(blob.Digest(d), 1<<20)
+		if err != nil {
+			return err
+		}
+		state, sum, err := rpm.Midstate(repomd)
+		if err != nil {
+			return err
+		}
+		rs = append(rs, SignRequest{Key: key, Tag: tag, Subject: "repomd.xml of " + tag + "/" + t.name, Digest: sum, State: state})
+		to = append(to, t)
+	}
+	if len(rs) == 0 {
+		return nil
+	}
+	sigs, err := s.packets(ctx, rs)
+	if err != nil {
+		return err
+	}
+	for i, t := range to {
+		asc, err := rpm.Armor(sigs[i])
+		if err != nil {
+			return err
+		}
+		if err := s.addFile(t, repomdFile+".asc", asc); err != nil {
+			return err
+		}
+	}
+	return s.DB.Write(ctx, func(tx *db.Tx) error {
+		for _, t := range to {
+			if _, err := tx.Exec("INSERT INTO repo_signature (repomd, key, tag, digest) VALUES ($1, $2, $3, $4) ON CONFLICT (repomd, key, tag) DO NOTHING", t.sum(repomdFile), key, tag, t.sum(repomdFile+".asc")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,6 +25,9 @@ import (
 	"drover/internal/fault"
 	"drover/internal/release"
 	"drover/internal/rpm"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/singleflight"
 )
 
 //go:embed migrations
@@ -61,8 +63,14 @@ type Config struct {
 // Store keeps repositories.
 type Store struct {
 	Config
-	mu      sync.Mutex // guards syncing
+	packed  *zstd.Encoder // of values of rows
+	unpack  *zstd.Decoder
+	making  singleflight.Group // files that are put together
+	mu      sync.Mutex         // guards what follows
 	syncing map[string]bool
+	hashed  map[string][3]checkpoints // by the key of a tree
+	trees   map[string]tree           // by id
+	lists   map[string][]place        // by chunk
 }
 
 // New makes a Store.
@@ -70,7 +78,12 @@ func New(c Config) *Store {
 	if c.Retry == 0 {
 		c.Retry = 200 * time.Millisecond
 	}
-	return &Store{Config: c, syncing: map[string]bool{}}
+	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}}
+	var err error
+	if s.packed, s.unpack, err = newUnpacker(); err != nil {
+		panic(err) // its options are constants
+	}
+	return s
 }
 
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
@@ -82,26 +95,39 @@ type Package struct {
 	NEVRA  string      `json:"nevra"`
 	File   string      `json:"file"`
 	Arch   string      `json:"arch"`
+	Source string      `json:"source"`        // name of the source package
 	Key    string      `json:"key,omitempty"` // that drover signed it with
 	Size   int64       `json:"size"`
 	Head   blob.Digest `json:"-"`
 	Core   blob.Digest `json:"-"`
 	Start  int64       `json:"-"` // of the main header in the file
 	End    int64       `json:"-"`
-	Mtime  int64       `json:"-"` // seconds since 1970 as the metadata of a tag tells it; 0 for a mirror's
+	Mtime  int64       `json:"-"` // seconds since 1970 as the metadata tells it; 0 when it is not made here
+	Built  int64       `json:"-"` // seconds since 1970
+	Entry  string      `json:"-"` // what metadata says of it
 }
 
-const packageColumns = "pkgid, header, nevra, file, arch, key, size, head, core, header_start, header_end, mtime"
+const packageColumns = "pkgid, header, nevra, file, arch, source, key, size, head, core, header_start, header_end, mtime, built, entry"
 
 func scanPackage(scan func(...any) error) (p Package, err error) {
-	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End, &p.Mtime)
+	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Source, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End, &p.Mtime, &p.Built, &p.Entry)
 	return p, err
 }
 
-func keepPackage(tx *db.Tx, p Package) error {
-	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, key, head, core, size, header_start, header_end, mtime, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (pkgid) DO NOTHING",
-		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, p.Mtime, tx.Now())
+// keepPackage writes a package with what metadata says of it.
+func (s *Store) keepPackage(tx *db.Tx, p Package, t rpm.Template) error {
+	if _, err := tx.Exec("INSERT INTO repo_entry (id, data) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", p.Entry, s.squeeze(t.Encode())); err != nil {
+		return err
+	}
+	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, source, key, head, core, size, header_start, header_end, mtime, built, entry, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (pkgid) DO NOTHING",
+		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Source, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, p.Mtime, p.Built, p.Entry, tx.Now())
 	return err
+}
+
+// entryID names a template: the same for all signatures of a package.
+func entryID(t rpm.Template) string {
+	h := sha256.Sum256(t.Encode())
+	return hex.EncodeToString(h[:])
 }
 
 // open reads a package file: the head before the core. The caller closes the blob.
@@ -118,23 +144,34 @@ func (s *Store) open(head, core blob.Digest) (io.ReaderAt, int64, *blob.Blob, er
 }
 
 // describe reads the headers of a package and hashes the file.
-func (s *Store) describe(head, core blob.Digest, key string) (Package, *rpm.Package, error) {
+func (s *Store) describe(head, core blob.Digest, key string) (Package, rpm.Template, error) {
 	r, size, c, err := s.open(head, core)
 	if err != nil {
-		return Package{}, nil, err
+		return Package{}, rpm.Template{}, err
 	}
 	defer c.Close()
-	p, err := rpm.Read(r, size)
+	q, err := rpm.Read(r, size)
 	if err != nil {
-		return Package{}, nil, err
+		return Package{}, rpm.Template{}, err
 	}
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size)); err != nil {
-		return Package{}, nil, err
+		return Package{}, rpm.Template{}, err
 	}
-	n := p.NEVRA()
-	return Package{PkgID: hex.EncodeToString(h.Sum(nil)), Header: p.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Key: key, Size: size,
-		Head: head, Core: core, Start: p.HeaderStart, End: p.HeaderEnd, Mtime: int64(p.Header.Int(rpm.BuildTime))}, p, nil
+	p, t := newPackage(q, hex.EncodeToString(h.Sum(nil)), size)
+	p.Key, p.Head, p.Core, p.Mtime = key, head, core, p.Built
+	return p, t, nil
+}
+
+// newPackage is what the headers of a package file tell.
+func newPackage(q *rpm.Package, pkgid string, size int64) (Package, rpm.Template) {
+	n, t := q.NEVRA(), rpm.NewTemplate(q)
+	source := ""
+	if !q.Header.IsSource() {
+		source = q.Header.String(rpm.SourceRPM)
+	}
+	return Package{PkgID: pkgid, Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: sourceOf(n, source), Size: size,
+		Start: q.HeaderStart, End: q.HeaderEnd, Built: int64(q.Header.Int(rpm.BuildTime)), Entry: entryID(t)}, t
 }
 
 // Snapshot is an immutable set of packages with its metadata.
@@ -149,46 +186,21 @@ type Snapshot struct {
 	Since    int64     `json:"since"`
 }
 
-// tree is one repository of a snapshot that is being made.
-type tree struct {
-	name  string
-	files []entry // repodata
-	pkgs  []entry // path and pkgid
-}
-
-type entry struct {
-	path   string
-	digest string
-	size   int64
-}
-
-// file is the digest of one of a tree's files, or "".
-func (t tree) file(path string) string {
-	for _, f := range t.files {
-		if f.path == path {
-			return f.digest
-		}
-	}
-	return ""
-}
-
 // snapshotID is the identity of a set of trees from one source. The signatures belong to it:
 // the same content signed with another key is another snapshot.
-func snapshotID(kind, source string, ts []tree) string {
+func snapshotID(kind, source string, ts []*tree) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s\n", kind, source)
 	for _, t := range ts {
-		fmt.Fprintf(h, "%s %s %s\n", t.name, t.file(repomdFile), t.file(repomdFile+".asc"))
+		fmt.Fprintf(h, "%s %s %s\n", t.name, t.sum(repomdFile), t.sum(repomdFile+".asc"))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-const repomdFile = "repodata/repomd.xml"
-
 // commit writes a snapshot and moves its channel to it, in one transaction: the bytes are
 // stored already, and a reader sees the old state or the new one. A state of a tag that is no
 // newer than what is published stays away: another server was faster.
-func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree) error {
+func (s *Store) commit(ctx context.Context, sn Snapshot, ts []*tree) error {
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		if sn.Kind == "tag" {
 			have, err := published(tx, sn.Source)
@@ -220,10 +232,10 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree) error {
 				return err
 			}
 			for _, t := range ts {
-				if err := keepEntries(tx, "INSERT INTO repo_snapshot_file (snapshot, tree, path, digest, size) SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), value->>'p', value->>'d', CAST(value->>'s' AS BIGINT) FROM json_each($3)", sn.ID, t.name, t.files); err != nil {
+				if err := s.keepTree(tx, t); err != nil {
 					return err
 				}
-				if err := keepEntries(tx, "INSERT INTO repo_snapshot_package (snapshot, tree, path, pkgid) SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), value->>'p', value->>'d' FROM json_each($3)", sn.ID, t.name, t.pkgs); err != nil {
+				if _, err := tx.Exec("INSERT INTO repo_snapshot_tree (snapshot, name, tree) VALUES ($1, $2, $3)", sn.ID, t.name, t.id); err != nil {
 					return err
 				}
 			}
@@ -236,19 +248,6 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []tree) error {
 func published(tx *db.Tx, tag string) (cause int64, err error) {
 	err = tx.QueryRow("SELECT COALESCE(MAX(cause), 0) FROM repo_snapshot WHERE source = $1 AND kind = 'tag'", tag).Scan(&cause)
 	return cause, err
-}
-
-func keepEntries(tx *db.Tx, query, snapshot, tree string, es []entry) error {
-	rows := make(map[string]map[string]any, len(es))
-	for i, e := range es {
-		rows[strconv.Itoa(i)] = map[string]any{"p": e.path, "d": e.digest, "s": e.size}
-	}
-	b, err := json.Marshal(rows)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(query, snapshot, tree, string(b))
-	return err
 }
 
 // point moves a channel.
@@ -421,12 +420,22 @@ func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
 		if c.Snapshot, err = getSnapshot(tx, id); err != nil {
 			return err
 		}
-		return tx.Each(func(scan func(...any) error) error {
-			var t string
-			p, err := scanPackage(func(dest ...any) error { return scan(append([]any{&t}, dest...)...) })
-			c.Trees[t] = append(c.Trees[t], p)
-			return err
-		}, "SELECT sp.tree, p."+strings.ReplaceAll(packageColumns, ", ", ", p.")+" FROM repo_snapshot_package sp JOIN repo_package p ON p.pkgid = sp.pkgid WHERE sp.snapshot = $1 ORDER BY sp.tree, p.file", c.ID)
+		ts, err := s.treesOfSnapshot(tx, c.ID)
+		for _, t := range ts {
+			ps := make([]Package, 0, len(t.chunks))
+			for _, ch := range t.chunks {
+				ms, err := s.membersTx(tx, ch.id)
+				if err != nil {
+					return err
+				}
+				for _, m := range ms {
+					ps = append(ps, m.Package)
+				}
+			}
+			slices.SortFunc(ps, func(a, b Package) int { return strings.Compare(a.File, b.File) })
+			c.Trees[t.name] = ps
+		}
+		return err
 	})
 	return c, err
 }
@@ -453,23 +462,11 @@ func (s *Store) Repo(ctx context.Context, channel, arch string) (r wire.Repo, ok
 		}
 		r.ID = channel
 		r.URL = "/snapshots/" + c.Snapshot + "/" + arch + "/"
-		err = tx.QueryRow("SELECT digest FROM repo_snapshot_file WHERE snapshot = $1 AND tree = $2 AND path = 'repodata/repomd.xml'", c.Snapshot, arch).Scan(&r.Digest)
-		ok = err == nil
-		if db.NoRow(err) {
-			return nil
+		t, err := s.tree(tx, c.Snapshot, arch)
+		if t != nil {
+			r.Digest, ok = t.sum(repomdFile), true
 		}
 		return err
 	})
 	return r, ok, err
-}
-
-func sortedTrees(m map[string]*tree) []tree {
-	var out []tree
-	for _, t := range m {
-		slices.SortFunc(t.pkgs, func(a, b entry) int { return strings.Compare(a.path, b.path) })
-		slices.SortFunc(t.files, func(a, b entry) int { return strings.Compare(a.path, b.path) })
-		out = append(out, *t)
-	}
-	slices.SortFunc(out, func(a, b tree) int { return strings.Compare(a.name, b.name) })
-	return out
 }

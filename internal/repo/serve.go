@@ -1,10 +1,14 @@
 package repo
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
 	"fmt"
 	"io"
 	"net/http"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,21 +19,49 @@ import (
 	"drover/internal/fault"
 )
 
-// what is a file of a tree: repodata, or a package by its pkgid.
+// what is a file of a tree: metadata, or a package.
 type what struct {
-	digest string
-	pkg    *Package
+	tree *tree
+	file file
+	pkg  *Package
 }
 
 // lookup finds a path in a tree of one snapshot.
-func lookup(tx *db.Tx, snapshot, tree, path string) (w what, err error) {
-	err = tx.QueryRow("SELECT digest FROM repo_snapshot_file WHERE snapshot = $1 AND tree = $2 AND path = $3", snapshot, tree, path).Scan(&w.digest)
-	if !db.NoRow(err) {
+func (s *Store) lookup(tx *db.Tx, snapshot, name, path string) (w what, err error) {
+	if w.tree, err = s.tree(tx, snapshot, name); err != nil || w.tree == nil {
+		return w, cmp.Or(err, sql.ErrNoRows)
+	}
+	if f, ok := w.tree.file(path); ok {
+		w.file = f
+		return w, nil
+	}
+	ps, err := candidates(tx, path)
+	if err != nil {
 		return w, err
 	}
-	p, err := scanPackage(tx.QueryRow("SELECT "+packageColumns+" FROM repo_package WHERE pkgid = (SELECT pkgid FROM repo_snapshot_package WHERE snapshot = $1 AND tree = $2 AND path = $3)", snapshot, tree, path).Scan)
-	w.pkg = &p
-	return w, err
+	for _, p := range ps {
+		if ok, err := s.has(tx, w.tree, p, path); ok || err != nil {
+			w.pkg = &p
+			return w, err
+		}
+	}
+	return w, sql.ErrNoRows
+}
+
+// candidates lists the packages that lie at a path in any tree.
+func candidates(tx *db.Tx, href string) (out []Package, err error) {
+	take := func(scan func(...any) error) error {
+		p, err := scanPackage(scan)
+		out = append(out, p)
+		return err
+	}
+	if dir, id := path.Split(path.Dir(href)); dir == "Packages/" && len(id) == 12 {
+		err = tx.Each(take, "SELECT "+packageColumns+` FROM repo_package WHERE file = $1 AND pkgid LIKE $2 ESCAPE '\'`, path.Base(href), db.Like(id))
+	}
+	if err == nil && len(out) == 0 {
+		err = tx.Each(take, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT pkgid FROM repo_location WHERE href = $1)", href)
+	}
+	return out, err
 }
 
 func noFile(path string) error {
@@ -40,7 +72,7 @@ func noFile(path string) error {
 func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
-		f, err = lookup(tx, r.PathValue("id"), r.PathValue("tree"), r.PathValue("path"))
+		f, err = s.lookup(tx, r.PathValue("id"), r.PathValue("tree"), r.PathValue("path"))
 		return err
 	})
 	if db.NoRow(err) {
@@ -58,7 +90,7 @@ func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 // with at/ID in it is pinned: its repomd.xml stays that of the snapshot.
 func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
 	name, tree, path, pin := r.PathValue("name"), r.PathValue("tree"), r.PathValue("path"), r.PathValue("id")
-	moving := path == "repodata/repomd.xml" || path == "repodata/repomd.xml.asc"
+	moving := path == repomdFile || path == repomdFile+".asc"
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
 		c, err := channelAt(tx, name, event.Now)
@@ -71,17 +103,10 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
 				return err
 			}
 		}
-		if f, err = lookup(tx, c.Snapshot, tree, path); err == nil || !db.NoRow(err) || moving {
+		if f, err = s.lookup(tx, c.Snapshot, tree, path); err == nil || !db.NoRow(err) || moving {
 			return err
 		}
-		var old string
-		err = tx.QueryRow(`SELECT c.snapshot FROM repo_channel c WHERE c.name = $1 AND (
-			EXISTS (SELECT 1 FROM repo_snapshot_file f WHERE f.snapshot = c.snapshot AND f.tree = $2 AND f.path = $3) OR
-			EXISTS (SELECT 1 FROM repo_snapshot_package p WHERE p.snapshot = c.snapshot AND p.tree = $2 AND p.path = $3)) ORDER BY c.since DESC LIMIT 1`, name, tree, path).Scan(&old)
-		if err != nil {
-			return err
-		}
-		f, err = lookup(tx, old, tree, path)
+		f, err = s.lookupOld(tx, name, tree, path)
 		return err
 	})
 	if db.NoRow(err) {
@@ -91,6 +116,111 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return s.serve(w, r, f, pin != "" || !moving)
+}
+
+// oldStates is how many of its past states a channel is searched for a file that its present
+// one does not have.
+const oldStates = 200
+
+// lookupOld finds a path in the snapshots that a channel pointed at before.
+func (s *Store) lookupOld(tx *db.Tx, channel, name, path string) (w what, err error) {
+	if strings.HasPrefix(path, "repodata/") {
+		var id string
+		err := tx.QueryRow(`SELECT f.tree FROM repo_file f JOIN repo_snapshot_tree t ON t.tree = f.tree JOIN repo_channel c ON c.snapshot = t.snapshot
+			WHERE f.path = $1 AND t.name = $2 AND c.name = $3 LIMIT 1`, path, name, channel).Scan(&id)
+		if err != nil {
+			return w, err
+		}
+		if w.tree, err = s.treeByID(tx, id); err != nil {
+			return w, err
+		}
+		w.file, _ = w.tree.file(path)
+		return w, nil
+	}
+	ps, err := candidates(tx, path)
+	if err != nil || len(ps) == 0 {
+		return w, cmp.Or(err, sql.ErrNoRows)
+	}
+	ids, err := pastTrees(tx, channel, name)
+	if err != nil {
+		return w, err
+	}
+	for _, id := range ids {
+		if w.tree, err = s.treeByID(tx, id); err != nil {
+			return w, err
+		}
+		for _, p := range ps {
+			if ok, err := s.has(tx, w.tree, p, path); ok || err != nil {
+				w.pkg = &p
+				return w, err
+			}
+		}
+	}
+	return w, sql.ErrNoRows
+}
+
+// pastTrees lists the trees of a channel's states, newest first; of all names for "".
+func pastTrees(tx *db.Tx, channel, name string) (ids []string, err error) {
+	err = tx.Each(func(scan func(...any) error) error {
+		var id string
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	}, "SELECT tree FROM (SELECT t.tree, MAX(c.since) AS newest FROM repo_channel c JOIN repo_snapshot_tree t ON t.snapshot = c.snapshot WHERE c.name = $1 AND ($2 = '' OR t.name = $2) GROUP BY t.tree) AS trees ORDER BY newest DESC LIMIT "+strconv.Itoa(oldStates), channel, name)
+	return ids, err
+}
+
+// Holders names the channels that have or had a package, by the sha256 of its header.
+func (s *Store) Holders(ctx context.Context, header string) (out []string, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error {
+		var ps []Package
+		err := tx.Each(func(scan func(...any) error) error {
+			p, err := scanPackage(scan)
+			ps = append(ps, p)
+			return err
+		}, "SELECT "+packageColumns+" FROM repo_package WHERE header = $1", header)
+		if err != nil {
+			return err
+		}
+		var names []string
+		err = tx.Each(func(scan func(...any) error) error {
+			var n string
+			err := scan(&n)
+			names = append(names, n)
+			return err
+		}, "SELECT DISTINCT name FROM repo_channel ORDER BY name")
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if ok, err := s.held(tx, n, ps); err != nil {
+				return err
+			} else if ok {
+				out = append(out, n)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (s *Store) held(tx *db.Tx, channel string, ps []Package) (bool, error) {
+	ids, err := pastTrees(tx, channel, "")
+	if err != nil {
+		return false, err
+	}
+	for _, id := range ids {
+		t, err := s.treeByID(tx, id)
+		if err != nil {
+			return false, err
+		}
+		for _, p := range ps {
+			if ok, err := s.has(tx, t, p, ""); ok || err != nil {
+				return ok, err
+			}
+		}
+	}
+	return false, nil
 }
 
 func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool) error {
@@ -115,16 +245,25 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 		http.ServeContent(w, r, "", at, io.NewSectionReader(file, 0, size))
 		return nil
 	}
-	b, err := s.Blobs.Get(blob.Digest(f.digest))
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	h.Set("ETag", strconv.Quote(f.digest))
+	h.Set("ETag", strconv.Quote(f.file.Sum))
 	h.Set("Content-Type", "application/octet-stream")
 	if strings.HasSuffix(r.URL.Path, ".xml") {
 		h.Set("Content-Type", "text/xml")
 	}
+	if f.file.Kind != nil {
+		in, err := s.whole(r.Context(), f.tree, f.file)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		http.ServeContent(w, r, "", time.Time{}, in)
+		return nil
+	}
+	b, err := s.Blobs.Get(blob.Digest(f.file.Sum))
+	if err != nil {
+		return err
+	}
+	defer b.Close()
 	http.ServeContent(w, r, "", time.Time{}, b)
 	return nil
 }
@@ -149,7 +288,7 @@ func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
 	var c Channel
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
 		if c, err = channelAt(tx, r.PathValue("name"), event.Now); err == nil {
-			_, err = lookup(tx, c.Snapshot, tree, repomdFile)
+			_, err = s.lookup(tx, c.Snapshot, tree, repomdFile)
 		}
 		return err
 	})
@@ -198,7 +337,8 @@ type Diff struct {
 	Removed []string `json:"removed"`
 }
 
-// Diff compares two snapshots by their packages.
+// Diff compares two snapshots by their packages. It reads those chunks only that one of them
+// does not have.
 func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 	d := Diff{Added: []string{}, Removed: []string{}}
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
@@ -211,19 +351,53 @@ func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 			return err
 		}
 		d.From, d.To = a.ID, b.ID
-		only := func(x, y string, out *[]string) error {
-			return tx.Each(func(scan func(...any) error) error {
-				var n string
-				err := scan(&n)
-				*out = append(*out, n)
-				return err
-			}, `SELECT DISTINCT p.nevra FROM repo_snapshot_package sp JOIN repo_package p ON p.pkgid = sp.pkgid WHERE sp.snapshot = $1
-				AND p.header NOT IN (SELECT q.header FROM repo_snapshot_package sq JOIN repo_package q ON q.pkgid = sq.pkgid WHERE sq.snapshot = $2) ORDER BY p.nevra`, x, y)
+		removed, added, err := s.differ(tx, a.ID, b.ID)
+		for h, p := range removed {
+			if _, ok := added[h]; !ok {
+				d.Removed = append(d.Removed, p.NEVRA)
+			}
 		}
-		if err := only(b.ID, a.ID, &d.Added); err != nil {
-			return err
+		for h, p := range added {
+			if _, ok := removed[h]; !ok {
+				d.Added = append(d.Added, p.NEVRA)
+			}
 		}
-		return only(a.ID, b.ID, &d.Removed)
+		slices.Sort(d.Added)
+		slices.Sort(d.Removed)
+		d.Added, d.Removed = slices.Compact(d.Added), slices.Compact(d.Removed)
+		return err
 	})
 	return d, err
+}
+
+// differ gives the packages, by header, of the chunks that two snapshots do not share.
+func (s *Store) differ(tx *db.Tx, from, to string) (removed, added map[string]Package, err error) {
+	chunks := [2]map[string]bool{{}, {}}
+	for i, sn := range []string{from, to} {
+		ts, err := s.treesOfSnapshot(tx, sn)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, t := range ts {
+			for _, c := range t.chunks {
+				chunks[i][c.id] = true
+			}
+		}
+	}
+	out := [2]map[string]Package{{}, {}}
+	for i := range chunks {
+		for id := range chunks[i] {
+			if chunks[1-i][id] {
+				continue
+			}
+			ms, err := s.membersTx(tx, id)
+			if err != nil {
+				return nil, nil, err
+			}
+			for _, m := range ms {
+				out[i][m.Header] = m.Package
+			}
+		}
+	}
+	return out[0], out[1], nil
 }
