@@ -328,16 +328,22 @@ func primaryPackage(x *scanner, withDeps bool) (p PrimaryPackage, err error) {
 
 // field takes one of a package's own elements.
 func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
+	// Of two words for one thing, another reader might believe the other.
+	twice := false
 	switch string(t.name) {
 	case "name":
+		twice = p.Name != ""
 		p.Name, err = x.text(t)
 	case "arch":
+		twice = p.Arch != ""
 		p.Arch, err = x.text(t)
 	case "checksum":
+		twice = p.Sum != ""
 		if p.Algo, err = t.attr("type"); err == nil {
 			p.Sum, err = x.text(t)
 		}
 	case "version":
+		twice = p.Version != ""
 		var e string
 		if e, err = t.attr("epoch"); err == nil && e != "" {
 			n, e := strconv.ParseUint(e, 10, 32)
@@ -365,7 +371,11 @@ func (p *PrimaryPackage) field(x *scanner, t tag) (err error) {
 			p.BuildTime, err = t.number("build")
 		}
 	case "location":
+		twice = p.Href != ""
 		p.Href, err = t.attr("href")
+	}
+	if twice && err == nil {
+		err = badMeta("a package with two of %q", t.name)
 	}
 	return err
 }

@@ -412,30 +412,38 @@ func unescape(out *strings.Builder, b []byte) error {
 		}
 		ref := string(b[i+1 : i+n])
 		b = b[i+n+1:]
-		switch ref {
-		case "amp":
-			out.WriteByte('&')
-		case "lt":
-			out.WriteByte('<')
-		case "gt":
-			out.WriteByte('>')
-		case "quot":
-			out.WriteByte('"')
-		case "apos":
-			out.WriteByte('\'')
-		default:
-			num, ok := strings.CutPrefix(ref, "#")
-			base := 10
-			if strings.HasPrefix(num, "x") {
-				num, base = num[1:], 16
-			}
-			r, err := strconv.ParseUint(num, base, 21)
-			if !ok || err != nil || !xmlChar(rune(r)) {
-				return badMeta("the entity %.40q", ref)
-			}
-			out.WriteRune(rune(r))
+		r, ok := reference(ref)
+		if !ok {
+			return badMeta("the entity %.40q", ref)
 		}
+		out.WriteRune(r)
 	}
+}
+
+// maxRef bounds a reference: "#x10ffff;", with some zeros before the number.
+const maxRef = 32
+
+// reference is the character that stands for "&ref;".
+func reference(ref string) (rune, bool) {
+	switch ref {
+	case "amp":
+		return '&', true
+	case "lt":
+		return '<', true
+	case "gt":
+		return '>', true
+	case "quot":
+		return '"', true
+	case "apos":
+		return '\'', true
+	}
+	num, ok := strings.CutPrefix(ref, "#")
+	base := 10
+	if strings.HasPrefix(num, "x") {
+		num, base = num[1:], 16
+	}
+	r, err := strconv.ParseUint(num, base, 21)
+	return rune(r), ok && err == nil && xmlChar(rune(r))
 }
 
 // xmlChar tells whether XML 1.0 may hold the character.
