@@ -84,10 +84,11 @@ func entries() []entry {
 		{"GET /api/v1/channels/{name}/history", "all", "/api/v1/channels/demo/history", "", ""},
 		{"GET /api/v1/mirrors", "all", "/api/v1/mirrors", "", ""},
 		{"GET /keys/{file}", "all", "/keys/demo.asc", "", ""},
-		{"GET /channels/{file}", "all", "/channels/demo.repo", "", ""},
-		{"GET /channels/{name}/{tree}/{path...}", "all", "/channels/demo/source/repodata/repomd.xml", "", ""},
-		{"GET /channels/{name}/{tree}/mirrorlist", "all", "/channels/demo/source/mirrorlist", "", ""},
-		{"GET /channels/{name}/at/{id}/{tree}/{path...}", "all", "/channels/demo/at/$SNAPSHOT/source/repodata/repomd.xml", "", ""},
+		{"GET /channels/{rest...}", "all", "/channels/demo/source/repodata/repomd.xml", "", ""},
+		{"GET /api/v1/lines", "all", "/api/v1/lines", "", ""},
+		{"GET /api/v1/channels/{name}/plan", "all", "/api/v1/channels/steps%2Ftest/plan", "", ""},
+		{"GET /api/v1/channels/{name}/holds", "all", "/api/v1/channels/steps%2Ftest/holds", "", ""},
+		{"GET /api/v1/snapshot-names", "all", "/api/v1/snapshot-names", "", ""},
 		{"GET /snapshots/{id}/{tree}/{path...}", "all", "/snapshots/$SNAPSHOT/source/repodata/repomd.xml", "", ""},
 		{"GET /repo/pkgs/{path...}", "all", "/repo/pkgs/rpms/hello/a/sha512/b/a", "", ""},
 		{"GET /git/{ns}/{name}/info/refs", "all", "/git/rpms/hello/info/refs?service=git-upload-pack", "", ""},
@@ -123,6 +124,16 @@ func entries() []entry {
 		{"DELETE /api/v1/tags/{name}/builds/{ref}", edits, "/api/v1/tags/demo/builds/1", "", ""},
 		{"PUT /api/v1/targets/{name}", edits, "/api/v1/targets/demo", `{"build_tag":"demo","dest_tag":"demo"}`, ""},
 		{"PUT /api/v1/channels/{name}", edits, "/api/v1/channels/demo", `{"snapshot":"$SNAPSHOT"}`, ""},
+		{"PUT /api/v1/lines/{name}", edits, "/api/v1/lines/evil", `{"parts":["demo"],"stages":["dev"]}`, ""},
+		{"POST /api/v1/channels/{name}/promote", edits, "/api/v1/channels/steps%2Ftest/promote", `{}`, ""},
+		{"POST /api/v1/channels/{name}/rollback", edits, "/api/v1/channels/steps%2Ftest/rollback", `{"to":"$SNAPSHOT"}`, ""},
+		{"PUT /api/v1/channels/{name}/freeze", edits, "/api/v1/channels/demo/freeze", `{"reason":"evil"}`, ""},
+		{"DELETE /api/v1/channels/{name}/freeze", edits, "/api/v1/channels/demo/freeze", "", ""},
+		{"PUT /api/v1/channels/{name}/holds/{package}", edits, "/api/v1/channels/steps%2Ftest/holds/evil", `{"reason":"evil"}`, ""},
+		{"DELETE /api/v1/channels/{name}/holds/{package}", edits, "/api/v1/channels/steps%2Ftest/holds/evil", "", ""},
+		{"PUT /api/v1/snapshots/{id}/names/{name}", edits, "/api/v1/snapshots/$SNAPSHOT/names/evil", `{"reason":"evil"}`, ""},
+		{"DELETE /api/v1/snapshot-names/{name}", edits, "/api/v1/snapshot-names/evil", "", ""},
+		{"DELETE /api/v1/lines/{name}", edits, "/api/v1/lines/steps", "", ""},
 		{"PUT /api/v1/mirrors/{name}", edits, "/api/v1/mirrors/evil", `{"url":"http://127.0.0.1:9/","arch":"x86_64"}`, ""},
 		{"POST /api/v1/mirrors/{name}/sync", edits, "/api/v1/mirrors/dead/sync", "", ""},
 		{"POST /api/v1/keys", "admin", "/api/v1/keys", `{"name":"evil","algo":"ed25519","purpose":"rpm","tags":["*"]}`, ""},
@@ -202,6 +213,7 @@ func newTarget(t *testing.T) *target {
 	call("POST", "/api/v1/repos", m{"name": "rpms/hello"}, nil)
 	call("PUT", "/api/v1/tags/demo", m{"name": "demo", "arches": []string{"x86_64"}}, nil)
 	call("PUT", "/api/v1/targets/demo", m{"build_tag": "demo", "dest_tag": "demo"}, nil)
+	call("PUT", "/api/v1/lines/steps", m{"parts": []string{"demo"}, "stages": []string{"dev", "test"}}, nil)
 	call("PUT", "/api/v1/mirrors/dead", m{"url": "http://127.0.0.1:9/", "arch": "x86_64"}, nil)
 	work := filepath.Join(t.TempDir(), "hello")
 	for _, args := range [][]string{{"init", "-q", "-b", "main", work}, {"-C", work, "commit", "-q", "--allow-empty", "-m", "x"},

@@ -65,6 +65,7 @@ type line struct {
 	Sign     sign.Verbs          `cmd:"" help:"Signing keys."`
 	Snapshot repo.SnapshotVerbs  `cmd:"" help:"Snapshots: immutable sets of packages."`
 	Channel  repo.ChannelVerbs   `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
+	Line     repo.LineVerbs      `cmd:"" help:"Lines of channels that a change goes through: dev, test, prod."`
 	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
 	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`
 	Events   event.Verb          `cmd:"" help:"The ledger." example:"drover events --follow\ndrover events --kind build. --subject build/7"`

@@ -4,11 +4,8 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,10 +30,7 @@ type ByName struct {
 func (s *Store) Routes(srv *web.Server) {
 	const tag = "repo"
 	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", s.snapshotFile)
-	srv.HandleFunc("GET /channels/{name}/{tree}/mirrorlist", s.mirrorList)
-	srv.HandleFunc("GET /channels/{name}/at/{id}/{tree}/{path...}", s.channelFile)
-	srv.HandleFunc("GET /channels/{name}/{tree}/{path...}", s.channelFile)
-	srv.HandleFunc("GET /channels/{file}", s.repoFile)
+	srv.HandleFunc("GET /channels/{rest...}", s.channels)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots", ID: "snapshot-list", Summary: "List snapshots, newest first", Tag: tag},
 		func(ctx context.Context, in *struct {
 			Source string `query:"source" maxLength:"100" doc:"only of this tag or mirror"`
@@ -46,14 +40,14 @@ func (s *Store) Routes(srv *web.Server) {
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}", ID: "snapshot-show", Summary: "A snapshot with its packages", Tag: tag},
 		func(ctx context.Context, in *struct {
-			ID string `path:"id" maxLength:"64"`
+			ID string `path:"id" maxLength:"120"`
 		}) (Content, error) {
 			return s.Content(ctx, in.ID)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}/diff/{to}", ID: "snapshot-diff", Summary: "What differs between two snapshots", Tag: tag},
 		func(ctx context.Context, in *struct {
-			ID string `path:"id" maxLength:"64"`
-			To string `path:"to" maxLength:"64"`
+			ID string `path:"id" maxLength:"120"`
+			To string `path:"to" maxLength:"120"`
 		}) (Diff, error) {
 			return s.Diff(ctx, in.ID, in.To)
 		})
@@ -87,6 +81,7 @@ func (s *Store) Routes(srv *web.Server) {
 		}) (none, error) {
 			return none{}, s.Point(ctx, in.Name, in.Body.Snapshot)
 		})
+	s.channelRoutes(srv)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/mirrors", ID: "mirror-list", Summary: "List mirrors", Tag: tag},
 		func(ctx context.Context, _ *none) ([]Mirror, error) { return s.Mirrors(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/mirrors/{name}", ID: "mirror-set", Summary: "Add a mirror or change its address", Tag: tag},
@@ -159,6 +154,86 @@ func (s *Store) Routes(srv *web.Server) {
 	})
 }
 
+// note is why something is kept as it is, and until when.
+type note struct {
+	Reason  string    `json:"reason" maxLength:"1000"`
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+// channelRoutes adds the routes of lines, and those that move channels or keep them.
+func (s *Store) channelRoutes(srv *web.Server) {
+	const tag = "repo"
+	type held struct {
+		ByName
+		Package string `path:"package" maxLength:"200"`
+	}
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/lines", ID: "line-list", Summary: "List lines of channels", Tag: tag},
+		func(ctx context.Context, _ *none) ([]Line, error) { return s.Lines(ctx) })
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/lines/{name}", ID: "line-set", Summary: "Make a line of channels or change it", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Body Line
+		}) (none, error) {
+			in.Body.Name = in.Name
+			return none{}, s.SetLine(ctx, in.Body)
+		})
+	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/lines/{name}", ID: "line-drop", Summary: "End a line; its channels stay", Tag: tag},
+		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.DropLine(ctx, in.Name) })
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/plan", ID: "channel-plan", Summary: "What promoting a channel would change, and what the gate says", Tag: tag},
+		func(ctx context.Context, in *ByName) (Plan, error) { return s.Plan(ctx, in.Name) })
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/channels/{name}/promote", ID: "channel-promote", Summary: "Move a stage of a line to what the stage before it has", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Body Move
+		}) (Plan, error) {
+			return s.Promote(ctx, in.Name, in.Body)
+		})
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/channels/{name}/rollback", ID: "channel-rollback", Summary: "Move a channel back to a state that it had", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Body struct {
+				To     string `json:"to,omitempty" maxLength:"120" doc:"snapshot; the state before the present one when empty"`
+				Reason string `json:"reason,omitempty" maxLength:"1000"`
+			}
+		}) (Channel, error) {
+			return s.Rollback(ctx, in.Name, in.Body.To, in.Body.Reason)
+		})
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/freeze", ID: "channel-freeze", Summary: "Keep a channel where it is", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Body note
+		}) (none, error) {
+			return none{}, s.SetFreeze(ctx, Freeze{Channel: in.Name, Reason: in.Body.Reason, Expires: in.Body.Expires})
+		})
+	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/channels/{name}/freeze", ID: "channel-thaw", Summary: "Let a channel move again", Tag: tag},
+		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.Thaw(ctx, in.Name) })
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/holds", ID: "channel-holds", Summary: "What a channel holds back", Tag: tag},
+		func(ctx context.Context, in *ByName) ([]Hold, error) { return s.Holds(ctx, in.Name) })
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-hold", Summary: "Hold a package of a channel at its version", Tag: tag},
+		func(ctx context.Context, in *struct {
+			held
+			Body note
+		}) (none, error) {
+			return none{}, s.SetHold(ctx, Hold{Channel: in.Name, Package: in.Package, Reason: in.Body.Reason, Expires: in.Body.Expires})
+		})
+	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-unhold", Summary: "Let a package go on with the next promotion", Tag: tag},
+		func(ctx context.Context, in *held) (none, error) {
+			return none{}, s.DropHold(ctx, in.Name, in.Package)
+		})
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/snapshots/{id}/names/{name}", ID: "snapshot-name", Summary: "Give a snapshot a name, and keep it", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ID string `path:"id" maxLength:"120"`
+			ByName
+			Body note
+		}) (none, error) {
+			return none{}, s.SetName(ctx, in.Name, in.ID, in.Body.Reason)
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshot-names", ID: "snapshot-names", Summary: "List the names of snapshots", Tag: tag},
+		func(ctx context.Context, _ *none) ([]Named, error) { return s.Names(ctx) })
+	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/snapshot-names/{name}", ID: "snapshot-unname", Summary: "Take a name away; the snapshot goes when nothing else keeps it", Tag: tag},
+		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.DropName(ctx, in.Name) })
+}
+
 // treeSize is a tree of a snapshot and how many packages it has.
 type treeSize struct {
 	Name     string `json:"name"`
@@ -210,191 +285,4 @@ func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
 	}
 	_ = enc.Encode(l)
 	return nil
-}
-
-// SnapshotVerbs is `drover snapshot`.
-type SnapshotVerbs struct {
-	List snapshotList `cmd:"" help:"List snapshots, newest first." example:"drover snapshot list --source stream-10"`
-	Show snapshotShow `cmd:"" help:"A snapshot with its packages." example:"drover snapshot show c837ea6f9858"`
-	Diff snapshotDiff `cmd:"" help:"What differs between two snapshots." example:"drover snapshot diff c837ea6f9858 f08ede2d2de4"`
-}
-
-// ChannelVerbs is `drover channel`.
-type ChannelVerbs struct {
-	List    channelList    `cmd:"" help:"List channels." example:"drover channel list"`
-	History channelHistory `cmd:"" help:"Where a channel pointed, newest first." example:"drover channel history stream-10"`
-	Set     channelSet     `cmd:"" help:"Move a channel to a snapshot: promote, or roll back." example:"drover channel set stream-10 c837ea6f9858"`
-}
-
-// MirrorVerbs is `drover mirror`.
-type MirrorVerbs struct {
-	List mirrorList `cmd:"" help:"List mirrors." example:"drover mirror list"`
-	Set  mirrorSet  `cmd:"" help:"Add a mirror or change its address." example:"drover mirror set baseos https://mirror.stream.centos.org/10-stream/BaseOS/x86_64/os/"`
-	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it." example:"drover mirror sync baseos"`
-}
-
-type snapshotList struct {
-	Source string `help:"Only of this tag or mirror."`
-}
-
-// Run lists snapshots.
-func (c snapshotList) Run(e *cli.Env) error {
-	var ss []Snapshot
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots?source="+url.QueryEscape(c.Source), nil, &ss); err != nil {
-		return err
-	}
-	return e.Show(ss, func(w io.Writer) {
-		cli.Table(w, "SNAPSHOT KIND SOURCE PACKAGES CREATED", func(row func(...any)) {
-			for _, x := range ss {
-				row(x.ID[:12], x.Kind, x.Source, x.Packages, x.Created.Format(time.DateTime))
-			}
-		})
-	})
-}
-
-type snapshotShow struct {
-	ID string `arg:"" help:"Snapshot, or the first letters of it."`
-}
-
-// Run shows a snapshot.
-func (c snapshotShow) Run(e *cli.Env) error {
-	var x Content
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.ID), nil, &x); err != nil {
-		return err
-	}
-	return e.Show(x, func(w io.Writer) {
-		fmt.Fprintf(w, "%s\n%s %s, %d packages, %s\n", x.ID, x.Kind, x.Source, x.Packages, x.Created.Format(time.DateTime))
-		for t, ps := range x.Trees {
-			for _, p := range ps {
-				fmt.Fprintf(w, "%-16s %s  %s\n", t, p.File, p.Key)
-			}
-		}
-	})
-}
-
-type snapshotDiff struct {
-	From string `arg:"" help:"Snapshot."`
-	To   string `arg:"" help:"Snapshot."`
-}
-
-// Run compares snapshots.
-func (c snapshotDiff) Run(e *cli.Env) error {
-	var d Diff
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.From)+"/diff/"+url.PathEscape(c.To), nil, &d); err != nil {
-		return err
-	}
-	return e.Show(d, func(w io.Writer) {
-		for _, n := range d.Removed {
-			fmt.Fprintln(w, "-", n)
-		}
-		for _, n := range d.Added {
-			fmt.Fprintln(w, "+", n)
-		}
-	})
-}
-
-func showChannels(e *cli.Env, path string) error {
-	var cs []Channel
-	if err := e.Client.Call(e.Ctx, "GET", path, nil, &cs); err != nil {
-		return err
-	}
-	return e.Show(cs, func(w io.Writer) {
-		cli.Table(w, "CHANNEL SNAPSHOT KEY SINCE UNTIL", func(row func(...any)) {
-			for _, c := range cs {
-				until := "now"
-				if c.Until != 0 {
-					until = strconv.FormatInt(c.Until, 10)
-				}
-				row(c.Name, c.Snapshot[:12], c.Key, c.Since, until)
-			}
-		})
-	})
-}
-
-type channelList struct{}
-
-// Run lists channels.
-func (channelList) Run(e *cli.Env) error { return showChannels(e, "/api/v1/channels") }
-
-type channelHistory struct {
-	Channel string `arg:"" help:"Name of the channel."`
-}
-
-// Run shows where a channel pointed.
-func (c channelHistory) Run(e *cli.Env) error {
-	return showChannels(e, "/api/v1/channels/"+url.PathEscape(c.Channel)+"/history")
-}
-
-type channelSet struct {
-	Channel  string `arg:"" help:"Name of the channel."`
-	Snapshot string `arg:"" help:"Snapshot, or the first letters of it."`
-}
-
-// Run moves a channel.
-func (c channelSet) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/channels/"+url.PathEscape(c.Channel), map[string]string{"snapshot": c.Snapshot}, nil)
-}
-
-type mirrorList struct{}
-
-// Run lists mirrors.
-func (mirrorList) Run(e *cli.Env) error {
-	var ms []Mirror
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/mirrors", nil, &ms); err != nil {
-		return err
-	}
-	return e.Show(ms, func(w io.Writer) {
-		cli.Table(w, "MIRROR ARCH URL SYNCED OUTCOME", func(row func(...any)) {
-			for _, m := range ms {
-				at := "never"
-				if !m.Synced.IsZero() {
-					at = m.Synced.Format(time.DateTime)
-				}
-				row(m.Name, m.Arch, m.URL, at, m.Outcome)
-			}
-		})
-	})
-}
-
-type mirrorSet struct {
-	Name string `arg:"" help:"Name of the mirror, and of its channel."`
-	URL  string `arg:"" help:"Directory that holds repodata/."`
-	Arch string `default:"x86_64" help:"Arch of its packages."`
-}
-
-// Run adds a mirror.
-func (c mirrorSet) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/mirrors/"+url.PathEscape(c.Name), map[string]string{"url": c.URL, "arch": c.Arch}, nil)
-}
-
-type mirrorSync struct {
-	Name string `arg:"" help:"Name of the mirror."`
-}
-
-// Run syncs a mirror and shows how far it is.
-func (c mirrorSync) Run(e *cli.Env) error {
-	resp, err := e.Client.Do(e.Ctx, "POST", "/api/v1/mirrors/"+url.PathEscape(c.Name)+"/sync", nil, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	dec := json.NewDecoder(resp.Body)
-	for {
-		var l syncLine
-		if err := dec.Decode(&l); err != nil {
-			return fault.Unavailable("answer_cut", "the server went away during the sync").Wrap(err).Fix("sync again: it goes on where it was")
-		}
-		if l.Problem != nil {
-			return fault.FromStatus(l.Problem.Status, l.Problem.Code, l.Problem.Detail, l.Problem.Remedy)
-		}
-		if l.Snapshot != "" {
-			if e.Terminal {
-				fmt.Fprintln(e.Err)
-			}
-			return e.Show(map[string]string{"snapshot": l.Snapshot}, func(w io.Writer) { fmt.Fprintln(w, l.Snapshot) })
-		}
-		if e.Terminal {
-			fmt.Fprintf(e.Err, "\r%d of %d packages, %s fetched ", l.Done, l.Packages, web.Bytes(l.Bytes))
-		}
-	}
 }

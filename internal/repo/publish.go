@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"drover/internal/auth"
@@ -42,10 +43,19 @@ type failure struct {
 	again time.Time
 }
 
-// Run publishes every tag that changed, as soon as it changes, until ctx ends. Tags do not wait
-// for each other.
+// Run publishes tags and moves the first stages of lines until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
+	var loops sync.WaitGroup
+	loops.Go(func() { s.follow(ctx) })
+	s.publishing(ctx)
+	loops.Wait()
+	return nil
+}
+
+// publishing publishes every tag that changed, as soon as it changes. Tags do not wait for each
+// other.
+func (s *Store) publishing(ctx context.Context) {
 	running, failed := map[string]bool{}, map[string]failure{}
 	ended := make(chan failure)
 	end := func(f failure) {
@@ -95,7 +105,6 @@ func (s *Store) Run(ctx context.Context) error {
 	for len(running) > 0 {
 		end(<-ended)
 	}
-	return nil
 }
 
 func (s *Store) due(ctx context.Context) ([]pending, error) {
@@ -394,7 +403,7 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 	}
 	var out, fresh []*tree
 	for _, name := range names {
-		t := &tree{name: name, key: c.Name + "/" + name}
+		t := &tree{name: name, key: c.Key, of: c.Name + "/" + name}
 		changes := map[string][]member{}
 		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 {
 			t.chunks = c.trees[i].chunks

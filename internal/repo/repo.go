@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"drover/internal/auth"
 	"drover/internal/blob"
 	"drover/internal/build"
 	"drover/internal/build/wire"
@@ -90,21 +89,23 @@ var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
 
 // Package is a package file as served.
 type Package struct {
-	PkgID  string      `json:"pkgid"`  // sha256 of the file
-	Header string      `json:"header"` // sha256 of the immutable header
-	NEVRA  string      `json:"nevra"`
-	File   string      `json:"file"`
-	Arch   string      `json:"arch"`
-	Source string      `json:"source"`        // name of the source package
-	Key    string      `json:"key,omitempty"` // that drover signed it with
-	Size   int64       `json:"size"`
-	Head   blob.Digest `json:"-"`
-	Core   blob.Digest `json:"-"`
-	Start  int64       `json:"-"` // of the main header in the file
-	End    int64       `json:"-"`
-	Mtime  int64       `json:"-"` // seconds since 1970 as the metadata tells it; 0 when it is not made here
-	Built  int64       `json:"-"` // seconds since 1970
-	Entry  string      `json:"-"` // what metadata says of it
+	PkgID  string `json:"pkgid"`  // sha256 of the file
+	Header string `json:"header"` // sha256 of the immutable header
+	NEVRA  string `json:"nevra"`
+	File   string `json:"file"`
+	Arch   string `json:"arch"`
+	Source string `json:"source"`        // name of the source package
+	Key    string `json:"key,omitempty"` // that drover signed it with
+	Size   int64  `json:"size"`
+	// Where the file is: a head before a core; without a head the core is the whole file;
+	// without a core it is not fetched yet.
+	Head  blob.Digest `json:"-"`
+	Core  blob.Digest `json:"-"`
+	Start int64       `json:"-"` // of the main header in the file
+	End   int64       `json:"-"`
+	Mtime int64       `json:"-"` // seconds since 1970 as the metadata tells it; 0 when it is not made here
+	Built int64       `json:"-"` // seconds since 1970
+	Entry string      `json:"-"` // what metadata says of it
 }
 
 const packageColumns = "pkgid, header, nevra, file, arch, source, key, size, head, core, header_start, header_end, mtime, built, entry"
@@ -130,8 +131,19 @@ func entryID(t rpm.Template) string {
 	return hex.EncodeToString(h[:])
 }
 
-// open reads a package file: the head before the core. The caller closes the blob.
+// open reads a package file: the head before the core, or the file when it is kept whole. The
+// caller closes the blob.
 func (s *Store) open(head, core blob.Digest) (io.ReaderAt, int64, *blob.Blob, error) {
+	if core == "" {
+		return nil, 0, nil, fault.Unavailable("package_absent", "the package is known by its mirror's metadata only; it is not fetched yet").Fix("try again in a moment, or sync the mirror")
+	}
+	if head == "" {
+		c, err := s.Blobs.Get(core)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		return c, c.Size(), c, nil
+	}
 	h, err := s.Blobs.ReadAll(head, 64<<20)
 	if err != nil {
 		return nil, 0, nil, err
@@ -213,35 +225,42 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []*tree) error {
 				return err
 			}
 		}
-		var n int
-		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_snapshot WHERE id = $1", sn.ID).Scan(&n); err != nil {
-			return err
-		}
 		ev, err := event.Append(tx, "repo.publish", "channel/"+sn.Source, map[string]any{"snapshot": sn.ID, "kind": sn.Kind, "packages": sn.Packages, "cause": sn.Cause})
 		if err != nil {
 			return err
 		}
-		if n > 0 {
-			// The same content came about again; it now stands for the later cause too.
-			if _, err := tx.Exec("UPDATE repo_snapshot SET cause = $1 WHERE id = $2 AND cause < $1", sn.Cause, sn.ID); err != nil {
-				return err
-			}
-		} else {
-			if _, err := tx.Exec("INSERT INTO repo_snapshot (id, kind, source, packages, key, cause, created, since) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-				sn.ID, sn.Kind, sn.Source, sn.Packages, sn.Key, sn.Cause, tx.Now(), ev); err != nil {
-				return err
-			}
-			for _, t := range ts {
-				if err := s.keepTree(tx, t); err != nil {
-					return err
-				}
-				if _, err := tx.Exec("INSERT INTO repo_snapshot_tree (snapshot, name, tree) VALUES ($1, $2, $3)", sn.ID, t.name, t.id); err != nil {
-					return err
-				}
-			}
+		if err := s.keepSnapshot(tx, sn, ts, nil, ev); err != nil {
+			return err
 		}
 		return point(tx, sn.Source, sn.ID, ev)
 	})
+}
+
+// keepSnapshot writes the rows of a snapshot. When the same content came about before, it now
+// stands for the later cause too.
+func (s *Store) keepSnapshot(tx *db.Tx, sn Snapshot, ts []*tree, parts map[string]string, ev int64) error {
+	n, err := tx.Exec("UPDATE repo_snapshot SET cause = CASE WHEN cause < $1 THEN $1 ELSE cause END WHERE id = $2", sn.Cause, sn.ID)
+	if err != nil || n > 0 {
+		return err
+	}
+	if _, err := tx.Exec("INSERT INTO repo_snapshot (id, kind, source, packages, key, cause, created, since) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+		sn.ID, sn.Kind, sn.Source, sn.Packages, sn.Key, sn.Cause, tx.Now(), ev); err != nil {
+		return err
+	}
+	for _, t := range ts {
+		if err := s.keepTree(tx, t); err != nil {
+			return err
+		}
+		if _, err := tx.Exec("INSERT INTO repo_snapshot_tree (snapshot, name, tree) VALUES ($1, $2, $3)", sn.ID, t.name, t.id); err != nil {
+			return err
+		}
+	}
+	for p, of := range parts {
+		if _, err := tx.Exec("INSERT INTO repo_snapshot_part (snapshot, part, source) VALUES ($1, $2, $3)", sn.ID, p, of); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // published is the newest cause of a tag's snapshots.
@@ -250,111 +269,33 @@ func published(tx *db.Tx, tag string) (cause int64, err error) {
 	return cause, err
 }
 
-// point moves a channel.
-func point(tx *db.Tx, channel, snapshot string, ev int64) error {
-	if _, err := tx.Exec("UPDATE repo_channel SET until = $1 WHERE name = $2 AND until = 0", ev, channel); err != nil {
-		return err
+// getSnapshot finds a snapshot by its id or the first letters of it; by a name that it was
+// given; as the state of a channel; or as CHANNEL@WHEN, the state at an event or time.
+func (s *Store) getSnapshot(tx *db.Tx, ref string) (sn Snapshot, err error) {
+	no := fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", ref).Fix("give its id, a name, a channel or CHANNEL@TIME; see `drover snapshot list`")
+	if channel, when, dated := strings.Cut(ref, "@"); dated {
+		at, err := event.AsOf(tx, when)
+		if err != nil {
+			return sn, err
+		}
+		c, err := channelAt(tx, channel, at)
+		if err != nil {
+			return sn, err
+		}
+		ref = c.Snapshot
 	}
-	_, err := tx.Exec("INSERT INTO repo_channel (name, snapshot, since, until) VALUES ($1, $2, $3, 0)", channel, snapshot, ev)
-	return err
-}
-
-// Channel is a named pointer to a snapshot.
-type Channel struct {
-	Name     string `json:"name"`
-	Snapshot string `json:"snapshot"`
-	Key      string `json:"key,omitempty"` // that the snapshot is signed with
-	Since    int64  `json:"since"`
-	Until    int64  `json:"until,omitempty"`
-}
-
-const channelColumns = "c.name, c.snapshot, s.key, c.since, c.until FROM repo_channel c JOIN repo_snapshot s ON s.id = c.snapshot"
-
-// channelAt reads a channel as of an event, or event.Now.
-func channelAt(tx *db.Tx, name string, at int64) (c Channel, err error) {
-	err = tx.QueryRow("SELECT "+channelColumns+" WHERE c.name = $1 AND c.since <= $2 AND (c.until = 0 OR c.until > $2)", name, at).Scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
+	var id string
+	err = tx.QueryRow("SELECT snapshot FROM repo_name WHERE name = $1 AND until = 0", ref).Scan(&id)
 	if db.NoRow(err) {
-		return c, fault.NotFound("channel_unknown", "there is no channel %.100q", name).Fix("see `drover channel list`")
+		err = tx.QueryRow("SELECT snapshot FROM repo_channel WHERE name = $1 AND until = 0", ref).Scan(&id)
 	}
-	return c, err
-}
-
-// Channel reads a channel as of an event number or time; "" is now.
-func (s *Store) Channel(ctx context.Context, name, asOf string) (c Channel, err error) {
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		at, err := event.AsOf(tx, asOf)
-		if err != nil {
-			return err
-		}
-		c, err = channelAt(tx, name, at)
-		return err
-	})
-	return c, err
-}
-
-// Channels lists the channels.
-func (s *Store) Channels(ctx context.Context) ([]Channel, error) {
-	return s.channels(ctx, "c.until = 0 ORDER BY c.name")
-}
-
-// History lists the states of a channel, newest first.
-func (s *Store) History(ctx context.Context, name string) ([]Channel, error) {
-	cs, err := s.channels(ctx, "c.name = $1 ORDER BY c.since DESC LIMIT 200", name)
-	if err == nil && len(cs) == 0 {
-		_, err = s.Channel(ctx, name, "") // says that there is none
+	switch {
+	case err == nil:
+		ref = id
+	case !db.NoRow(err):
+		return sn, err
 	}
-	return cs, err
-}
-
-func (s *Store) channels(ctx context.Context, where string, args ...any) ([]Channel, error) {
-	out := []Channel{}
-	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var c Channel
-			err := scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
-			out = append(out, c)
-			return err
-		}, "SELECT "+channelColumns+" WHERE "+where, args...)
-	})
-	return out, err
-}
-
-// Point moves a channel to a snapshot that exists: a rollback, or a promotion by hand.
-func (s *Store) Point(ctx context.Context, channel, snapshot string) error {
-	if err := auth.Need(ctx, "repo.channel", channel); err != nil {
-		return err
-	}
-	if !reName.MatchString(channel) {
-		return fault.Invalid("channel", "%.100q is no name of a channel", channel)
-	}
-	return s.DB.Write(ctx, func(tx *db.Tx) error {
-		sn, err := getSnapshot(tx, snapshot)
-		if err != nil {
-			return err
-		}
-		had, err := channelAt(tx, channel, event.Now)
-		if err != nil && fault.Code(err) != "channel_unknown" {
-			return err
-		}
-		if had.Snapshot == sn.ID {
-			return nil
-		}
-		if had.Key != "" && sn.Key == "" {
-			return fault.Conflict("channel_unsigned", "the channel %s is signed with %s and the snapshot %.12s is not signed: hosts would refuse it", channel, had.Key, sn.ID).
-				Fix("sign the tag that it comes from, or follow it by another channel")
-		}
-		ev, err := event.Append(tx, "channel.point", "channel/"+channel, map[string]string{"snapshot": sn.ID, "was": had.Snapshot})
-		if err != nil {
-			return err
-		}
-		return point(tx, channel, sn.ID, ev)
-	})
-}
-
-// getSnapshot finds a snapshot by its id or the first letters of it.
-func getSnapshot(tx *db.Tx, id string) (sn Snapshot, err error) {
-	no := fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", id).Fix("see `drover snapshot list`")
-	if len(id) < 8 || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
+	if len(ref) < 8 || len(ref) > 64 || strings.Trim(ref, "0123456789abcdef") != "" {
 		return sn, no
 	}
 	var found []Snapshot
@@ -362,14 +303,14 @@ func getSnapshot(tx *db.Tx, id string) (sn Snapshot, err error) {
 		sn, err := scanSnapshot(scan)
 		found = append(found, sn)
 		return err
-	}, "SELECT "+snapshotColumns+` FROM repo_snapshot WHERE id LIKE $1 ESCAPE '\' ORDER BY id LIMIT 2`, db.Like(id))
+	}, "SELECT "+snapshotColumns+` FROM repo_snapshot WHERE id LIKE $1 ESCAPE '\' ORDER BY id LIMIT 2`, db.Like(ref))
 	switch {
 	case err != nil:
 		return sn, err
 	case len(found) == 0:
 		return sn, no
 	case len(found) > 1:
-		return sn, fault.Invalid("snapshot_ambiguous", "several snapshots begin with %s", id).Fix("give more of it")
+		return sn, fault.Invalid("snapshot_ambiguous", "several snapshots begin with %s", ref).Fix("give more of it")
 	}
 	return found[0], nil
 }
@@ -417,7 +358,7 @@ type Content struct {
 func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
 	c.Trees = map[string][]Package{}
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		if c.Snapshot, err = getSnapshot(tx, id); err != nil {
+		if c.Snapshot, err = s.getSnapshot(tx, id); err != nil {
 			return err
 		}
 		ts, err := s.treesOfSnapshot(tx, c.ID)

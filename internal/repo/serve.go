@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"path"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/rpm"
 )
 
 // what is a file of a tree: metadata, or a package.
@@ -68,6 +70,49 @@ func noFile(path string) error {
 	return fault.NotFound("file_unknown", "the repository has no %.300q", path)
 }
 
+// address is what an address below /channels/ asks for:
+//
+//	CHANNEL.repo
+//	CHANNEL/TREE/mirrorlist
+//	CHANNEL/TREE/PATH
+//	CHANNEL/at/SNAPSHOT/TREE/PATH
+type address struct{ channel, pin, tree, path string }
+
+// channels serves what lies below /channels/. A channel's name has one part, or two when it is
+// the stage of a line.
+func (s *Store) channels(w http.ResponseWriter, r *http.Request) error {
+	rest := r.PathValue("rest")
+	if name, ok := strings.CutSuffix(rest, ".repo"); ok && strings.Count(name, "/") < 2 {
+		return s.repoFile(w, r, name)
+	}
+	part := strings.Split(rest, "/")
+	var a address
+	n := 1
+	if len(part) > 3 {
+		two := part[0] + "/" + part[1]
+		var known int
+		err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
+			return tx.QueryRow("SELECT COUNT(*) FROM (SELECT 1 FROM repo_channel WHERE name = $1 LIMIT 1) AS known", two).Scan(&known)
+		})
+		if err != nil {
+			return err
+		}
+		n += known
+	}
+	a.channel, part = strings.Join(part[:min(n, len(part))], "/"), part[min(n, len(part)):]
+	if len(part) > 2 && part[0] == "at" {
+		a.pin, part = part[1], part[2:]
+	}
+	if len(part) < 2 {
+		return noFile(r.URL.Path)
+	}
+	a.tree, a.path = part[0], strings.Join(part[1:], "/")
+	if a.path == "mirrorlist" && a.pin == "" {
+		return s.mirrorList(w, r, a)
+	}
+	return s.channelFile(w, r, a)
+}
+
 // snapshotFile serves a file of an immutable snapshot.
 func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 	var f what
@@ -88,8 +133,8 @@ func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 // snapshot's; everything else has a name that says what is in it, and stays reachable after
 // the channel moved: whoever has read an old repomd.xml gets all that it names. An address
 // with at/ID in it is pinned: its repomd.xml stays that of the snapshot.
-func (s *Store) channelFile(w http.ResponseWriter, r *http.Request) error {
-	name, tree, path, pin := r.PathValue("name"), r.PathValue("tree"), r.PathValue("path"), r.PathValue("id")
+func (s *Store) channelFile(w http.ResponseWriter, r *http.Request, a address) error {
+	name, tree, path, pin := a.channel, a.tree, a.path, a.pin
 	moving := path == repomdFile || path == repomdFile+".asc"
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
@@ -283,11 +328,11 @@ func base(r *http.Request) string {
 // mirrorList names one mirror of a channel's tree: itself, pinned to the present snapshot. dnf
 // reads repomd.xml and its signature by two requests, and a channel may move between them. It
 // asks for the list again before it gets packages: those of older snapshots are there too.
-func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
-	tree := r.PathValue("tree")
+func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request, a address) error {
+	tree := a.tree
 	var c Channel
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
-		if c, err = channelAt(tx, r.PathValue("name"), event.Now); err == nil {
+		if c, err = channelAt(tx, a.channel, event.Now); err == nil {
 			_, err = s.lookup(tx, c.Snapshot, tree, repomdFile)
 		}
 		return err
@@ -307,92 +352,202 @@ func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request) error {
 
 // repoFile writes the .repo file of a channel, for the arch that dnf puts in. A host looks anew
 // each time: what is published is there for everybody at once, and nothing new costs one small
-// request.
-func (s *Store) repoFile(w http.ResponseWriter, r *http.Request) error {
-	name, ok := strings.CutSuffix(r.PathValue("file"), ".repo")
-	if !ok || !goodHost(r.Host) {
+// request. A stage of a line has a repository for each of its parts.
+func (s *Store) repoFile(w http.ResponseWriter, r *http.Request, name string) error {
+	if !goodHost(r.Host) {
 		return noFile(r.URL.Path)
 	}
-	c, err := s.Channel(r.Context(), name, "")
+	var c Channel
+	var ts []*tree
+	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
+		if c, err = channelAt(tx, name, event.Now); err != nil {
+			return err
+		}
+		ts, err = s.treesOfSnapshot(tx, c.Snapshot)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
-	signed := "gpgcheck=0\nrepo_gpgcheck=0\n"
-	if c.Key != "" {
-		signed = fmt.Sprintf("gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=%s/keys/%s.asc\n", base(r), c.Key)
+	id := strings.ReplaceAll(c.Name, "/", "-")
+	var parts []string
+	for _, t := range ts {
+		part, _, ok := cutTree(t.name)
+		if ok || !strings.Contains(c.Name, "/") {
+			parts = append(parts, part)
+		}
 	}
-	for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
-		fmt.Fprintf(w, "[%s%s]\nname=%s%s\nmirrorlist=%s/channels/%s/%s/mirrorlist\nenabled=%s\n%smetadata_expire=1\n\n", c.Name, v.suffix, c.Name, v.title, base(r), c.Name, v.tree, v.enabled, signed)
+	parts = slices.Compact(parts)
+	if len(parts) == 0 {
+		parts = []string{""}
+	}
+	for _, part := range parts {
+		key, before, suffix := c.Key, "", ""
+		if part != "" {
+			before, suffix = part+".", "-"+part
+		}
+		for _, t := range ts {
+			if p, _, _ := cutTree(t.name); p == part {
+				key = t.key
+			}
+		}
+		signed := "gpgcheck=0\nrepo_gpgcheck=0\n"
+		if key != "" {
+			signed = fmt.Sprintf("gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=%s/keys/%s.asc\n", base(r), key)
+		}
+		for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
+			fmt.Fprintf(w, "[%s%s%s]\nname=%s%s%s\nmirrorlist=%s/channels/%s/%s%s/mirrorlist\nenabled=%s\n%smetadata_expire=1\n\n", id, suffix, v.suffix, c.Name, strings.Replace(suffix, "-", " ", 1), v.title, base(r), c.Name, before, v.tree, v.enabled, signed)
+		}
 	}
 	return nil
+}
+
+// cutTree takes the name of a line's repository apart.
+func cutTree(name string) (part, tree string, ok bool) {
+	i := strings.LastIndexByte(name, '.')
+	if i < 0 {
+		return "", name, false
+	}
+	return name[:i], name[i+1:], true
 }
 
 // Diff is what differs between two snapshots.
 type Diff struct {
 	From    string   `json:"from"`
 	To      string   `json:"to"`
-	Added   []string `json:"added"`
-	Removed []string `json:"removed"`
+	Added   []string `json:"added"`   // NEVRAs
+	Removed []string `json:"removed"` // NEVRAs
+	Changes []Change `json:"changes"` // the same by name
+	Logs    []Log    `json:"logs"`
+}
+
+// Log is the changelog entries that a source package has in one snapshot and not in the other.
+type Log struct {
+	Source  string   `json:"source"`
+	Entries []string `json:"entries"`
 }
 
 // Diff compares two snapshots by their packages. It reads those chunks only that one of them
 // does not have.
 func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 	d := Diff{Added: []string{}, Removed: []string{}}
+	var old, now []*tree
+	var removed, added map[string]Package
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		a, err := getSnapshot(tx, from)
+		a, err := s.getSnapshot(tx, from)
 		if err != nil {
 			return err
 		}
-		b, err := getSnapshot(tx, to)
+		b, err := s.getSnapshot(tx, to)
 		if err != nil {
 			return err
 		}
 		d.From, d.To = a.ID, b.ID
-		removed, added, err := s.differ(tx, a.ID, b.ID)
-		for h, p := range removed {
-			if _, ok := added[h]; !ok {
-				d.Removed = append(d.Removed, p.NEVRA)
-			}
+		if old, err = s.treesOfSnapshot(tx, a.ID); err != nil {
+			return err
 		}
-		for h, p := range added {
-			if _, ok := removed[h]; !ok {
-				d.Added = append(d.Added, p.NEVRA)
-			}
+		if now, err = s.treesOfSnapshot(tx, b.ID); err != nil {
+			return err
 		}
-		slices.Sort(d.Added)
-		slices.Sort(d.Removed)
-		d.Added, d.Removed = slices.Compact(d.Added), slices.Compact(d.Removed)
+		removed, added, err = s.differTrees(tx, old, now)
 		return err
 	})
+	if err != nil {
+		return d, err
+	}
+	var gone, come []Package
+	for h, p := range removed {
+		if _, ok := added[h]; !ok {
+			d.Removed = append(d.Removed, p.NEVRA)
+			gone = append(gone, p)
+		}
+	}
+	for h, p := range added {
+		if _, ok := removed[h]; !ok {
+			d.Added = append(d.Added, p.NEVRA)
+			come = append(come, p)
+		}
+	}
+	slices.Sort(d.Added)
+	slices.Sort(d.Removed)
+	d.Added, d.Removed = slices.Compact(d.Added), slices.Compact(d.Removed)
+	if d.Logs, err = s.logs(ctx, gone, come); err != nil {
+		return d, err
+	}
+	d.Changes, err = s.changes(ctx, old, now)
 	return d, err
 }
 
-// differ gives the packages, by header, of the chunks that two snapshots do not share.
-func (s *Store) differ(tx *db.Tx, from, to string) (removed, added map[string]Package, err error) {
-	chunks := [2]map[string]bool{{}, {}}
-	for i, sn := range []string{from, to} {
-		ts, err := s.treesOfSnapshot(tx, sn)
-		if err != nil {
-			return nil, nil, err
+// maxLogs bounds of how many source packages a diff tells the changelog.
+const maxLogs = 500
+
+// logs lists what the changelogs of packages that came tell beyond those that went, of each
+// source package once.
+func (s *Store) logs(ctx context.Context, gone, come []Package) ([]Log, error) {
+	newest := func(ps []Package) map[string]Package {
+		out := map[string]Package{}
+		for _, p := range ps {
+			if had, ok := out[p.Source]; !ok || had.Built < p.Built || had.Built == p.Built && p.NEVRA < had.NEVRA {
+				out[p.Source] = p
+			}
 		}
+		return out
+	}
+	was, out := newest(gone), []Log{}
+	now := newest(come)
+	for _, source := range slices.Sorted(maps.Keys(now)) {
+		old, ok := was[source]
+		if !ok {
+			continue // new altogether
+		}
+		if len(out) == maxLogs {
+			break
+		}
+		ts, err := s.templates(ctx, []member{{Package: old}, {Package: now[source]}})
+		if err != nil {
+			return nil, err
+		}
+		known := map[string]bool{}
+		for _, e := range rpm.ChangelogOf(ts[0].Append(nil, rpm.KindOther, rpm.Place{})) {
+			known[e] = true
+		}
+		l := Log{Source: source}
+		for _, e := range rpm.ChangelogOf(ts[1].Append(nil, rpm.KindOther, rpm.Place{})) {
+			if !known[e] {
+				l.Entries = append(l.Entries, e)
+			}
+		}
+		if len(l.Entries) > 0 {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
+// differTrees gives the packages, by header, of the chunks that two sets of trees do not share.
+func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[string]Package, err error) {
+	chunks := [2]map[string]chunk{{}, {}}
+	for i, ts := range [][]*tree{old, now} {
 		for _, t := range ts {
 			for _, c := range t.chunks {
-				chunks[i][c.id] = true
+				chunks[i][c.id] = c
 			}
 		}
 	}
 	out := [2]map[string]Package{{}, {}}
 	for i := range chunks {
-		for id := range chunks[i] {
-			if chunks[1-i][id] {
+		for id, c := range chunks[i] {
+			if _, shared := chunks[1-i][id]; shared {
 				continue
 			}
-			ms, err := s.membersTx(tx, id)
-			if err != nil {
-				return nil, nil, err
+			ms := c.members
+			if ms == nil {
+				var err error
+				if ms, err = s.membersTx(tx, id); err != nil {
+					return nil, nil, err
+				}
 			}
 			for _, m := range ms {
 				out[i][m.Header] = m.Package

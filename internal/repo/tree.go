@@ -72,7 +72,8 @@ type tree struct {
 	files  []file
 	fresh  bool            // not in the database yet
 	parts  map[string]part // by chunk, not in the database yet
-	key    string          // of which tree of which tag this is a state
+	key    string          // that drover signed it with
+	of     string          // of what it is a state: the checksums go on from the one before
 }
 
 func (t *tree) packages() (n, size int64) {
@@ -432,7 +433,7 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 	from := [3]int{}
 	s.mu.Lock()
 	for k := range hs {
-		was[k] = s.hashed[t.key][k]
+		was[k] = s.hashed[t.of][k]
 	}
 	s.mu.Unlock()
 	for k := range hs {
@@ -491,7 +492,7 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 	if len(s.hashed) >= keptHashes {
 		clear(s.hashed)
 	}
-	s.hashed[t.key] = next
+	s.hashed[t.of] = next
 	s.mu.Unlock()
 	return nil
 }
@@ -570,6 +571,25 @@ func (s *Store) assemble(ctx context.Context, t *tree, f file, w io.Writer) erro
 	}
 	_, err = w.Write(f.Tail)
 	return err
+}
+
+// openFile reads what a file of a tree that is a blob unpacks to.
+func (s *Store) openFile(t *tree, path string) ([]byte, error) {
+	b, err := s.Blobs.Get(blob.Digest(t.sum(path)))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	in, done, err := rpm.Open(b)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	open, err := io.ReadAll(io.LimitReader(in, maxRow+1))
+	if err == nil && len(open) > maxRow {
+		err = fault.TooLarge("metadata_size", "%s unpacks to over %d bytes", path, maxRow)
+	}
+	return open, err
 }
 
 // maxWhole is how many bytes of put together files are kept. They can be made again at any
@@ -677,7 +697,7 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 		return err
 	}
 	n, size := t.packages()
-	added, err := tx.Exec("INSERT INTO repo_tree (id, packages, bytes, codec, chunks, files, created) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING", t.id, n, size, string(t.codec), chunks, string(files), tx.Now())
+	added, err := tx.Exec("INSERT INTO repo_tree (id, packages, bytes, codec, key, chunks, files, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING", t.id, n, size, string(t.codec), t.key, chunks, string(files), tx.Now())
 	if err != nil || added == 0 {
 		return err
 	}
@@ -742,7 +762,7 @@ func (s *Store) treeByID(tx *db.Tx, id string) (*tree, error) {
 	t := tree{id: id}
 	var raw []byte
 	var files string
-	if err := tx.QueryRow("SELECT codec, chunks, files FROM repo_tree WHERE id = $1", id).Scan(&t.codec, &raw, &files); err != nil {
+	if err := tx.QueryRow("SELECT codec, key, chunks, files FROM repo_tree WHERE id = $1", id).Scan(&t.codec, &t.key, &raw, &files); err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal([]byte(files), &t.files); err != nil {

@@ -1,7 +1,9 @@
 package rpm
 
 import (
+	"bytes"
 	"encoding/binary"
+	"slices"
 	"strconv"
 
 	"drover/internal/fault"
@@ -123,4 +125,30 @@ func DecodeTemplate(b []byte) (t Template, err error) {
 		t.open[k], b = b[:n:n], b[n:]
 	}
 	return t, nil
+}
+
+// ChangelogOf lists the changelog entries of a package's entry in other.xml, newest first:
+// author and text. What is no such entry has none.
+func ChangelogOf(other []byte) (out []string) {
+	x := newScanner(bytes.NewReader(other))
+	for {
+		t, err := x.element()
+		if err != nil {
+			break
+		}
+		if string(t.name) != "changelog" || t.end {
+			continue
+		}
+		author, err := t.attr("author")
+		if err != nil {
+			break
+		}
+		text, err := x.text(t)
+		if err != nil {
+			break
+		}
+		out = append(out, "* "+author+"\n"+text)
+	}
+	slices.Reverse(out)
+	return out
 }

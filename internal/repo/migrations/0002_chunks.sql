@@ -70,6 +70,7 @@ CREATE TABLE repo_tree (
     packages BIGINT NOT NULL,
     bytes BIGINT NOT NULL,
     codec TEXT NOT NULL,
+    key TEXT NOT NULL,
     chunks BYTEA NOT NULL,
     files TEXT NOT NULL,
     created BIGINT NOT NULL

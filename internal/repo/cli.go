@@ -1,0 +1,454 @@
+package repo
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"drover/internal/cli"
+	"drover/internal/fault"
+	"drover/internal/web"
+)
+
+// SnapshotVerbs is `drover snapshot`.
+type SnapshotVerbs struct {
+	List snapshotList `cmd:"" help:"List snapshots, newest first." example:"drover snapshot list --source stream-10"`
+	Show snapshotShow `cmd:"" help:"A snapshot with its packages." example:"drover snapshot show c837ea6f9858"`
+	Diff snapshotDiff `cmd:"" help:"What differs between two snapshots." example:"drover snapshot diff stream-10/prod@2026-11-20T00:00:00Z stream-10/prod"`
+
+	Name   snapshotName   `cmd:"" help:"Give a snapshot a name, and keep it." example:"drover snapshot name stream-10/prod before-9.6 --reason 'the last one before the migration'"`
+	Unname snapshotUnname `cmd:"" help:"Take a name away." example:"drover snapshot unname before-9.6"`
+	Names  snapshotNames  `cmd:"" help:"List the names of snapshots." example:"drover snapshot names"`
+}
+
+// LineVerbs is `drover line`.
+type LineVerbs struct {
+	List lineList `cmd:"" help:"List lines of channels." example:"drover line list"`
+	Set  lineSet  `cmd:"" help:"Make a line of channels, or change it." example:"drover line set stream-10 --part baseos --part fleet --stage dev --stage test --stage prod"`
+	Drop lineDrop `cmd:"" help:"End a line; its channels stay." example:"drover line drop stream-10"`
+}
+
+// ChannelVerbs is `drover channel`.
+type ChannelVerbs struct {
+	List    channelList    `cmd:"" help:"List channels." example:"drover channel list"`
+	History channelHistory `cmd:"" help:"Where a channel pointed, newest first." example:"drover channel history stream-10"`
+	Set     channelSet     `cmd:"" help:"Move a channel to a snapshot by hand." example:"drover channel set stream-10 c837ea6f9858"`
+
+	Plan     channelPlan     `cmd:"" help:"What promoting a channel would change, and what the gate says of it." example:"drover channel plan stream-10/prod"`
+	Promote  channelPromote  `cmd:"" help:"Move a stage of a line to what the stage before it has." example:"drover channel promote stream-10/prod --reason 'weekly'"`
+	Rollback channelRollback `cmd:"" help:"Move a channel back to the state before, or to one that it had." example:"drover channel rollback stream-10/prod --reason 'sshd does not start'"`
+	Freeze   channelFreeze   `cmd:"" help:"Keep a channel where it is." example:"drover channel freeze stream-10/prod --reason 'holidays' --for 240h"`
+	Thaw     channelThaw     `cmd:"" help:"Let a channel move again." example:"drover channel thaw stream-10/prod"`
+	Hold     channelHold     `cmd:"" help:"Keep a package at its version when the channel is promoted." example:"drover channel hold stream-10/prod 'kernel*' --reason 'panics on the R740' --for 336h"`
+	Unhold   channelUnhold   `cmd:"" help:"Let a package go on with the next promotion." example:"drover channel unhold stream-10/prod 'kernel*'"`
+	Holds    channelHolds    `cmd:"" help:"What a channel holds back." example:"drover channel holds stream-10/prod"`
+}
+
+// MirrorVerbs is `drover mirror`.
+type MirrorVerbs struct {
+	List mirrorList `cmd:"" help:"List mirrors." example:"drover mirror list"`
+	Set  mirrorSet  `cmd:"" help:"Add a mirror or change its address." example:"drover mirror set baseos https://mirror.stream.centos.org/10-stream/BaseOS/x86_64/os/"`
+	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it." example:"drover mirror sync baseos"`
+}
+
+type snapshotList struct {
+	Source string `help:"Only of this tag or mirror."`
+}
+
+// Run lists snapshots.
+func (c snapshotList) Run(e *cli.Env) error {
+	var ss []Snapshot
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots?source="+url.QueryEscape(c.Source), nil, &ss); err != nil {
+		return err
+	}
+	return e.Show(ss, func(w io.Writer) {
+		cli.Table(w, "SNAPSHOT KIND SOURCE PACKAGES CREATED", func(row func(...any)) {
+			for _, x := range ss {
+				row(x.ID[:12], x.Kind, x.Source, x.Packages, x.Created.Format(time.DateTime))
+			}
+		})
+	})
+}
+
+type snapshotShow struct {
+	ID string `arg:"" help:"Snapshot, or the first letters of it."`
+}
+
+// Run shows a snapshot.
+func (c snapshotShow) Run(e *cli.Env) error {
+	var x Content
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.ID), nil, &x); err != nil {
+		return err
+	}
+	return e.Show(x, func(w io.Writer) {
+		fmt.Fprintf(w, "%s\n%s %s, %d packages, %s\n", x.ID, x.Kind, x.Source, x.Packages, x.Created.Format(time.DateTime))
+		for t, ps := range x.Trees {
+			for _, p := range ps {
+				fmt.Fprintf(w, "%-16s %s  %s\n", t, p.File, p.Key)
+			}
+		}
+	})
+}
+
+type snapshotDiff struct {
+	From string `arg:"" help:"Snapshot."`
+	To   string `arg:"" help:"Snapshot."`
+}
+
+// Run compares snapshots.
+func (c snapshotDiff) Run(e *cli.Env) error {
+	var d Diff
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.From)+"/diff/"+url.PathEscape(c.To), nil, &d); err != nil {
+		return err
+	}
+	return e.Show(d, func(w io.Writer) {
+		showChanges(w, d.Changes)
+		for _, l := range d.Logs {
+			fmt.Fprintf(w, "\n%s\n", l.Source)
+			for _, x := range l.Entries {
+				fmt.Fprintln(w, "  "+strings.ReplaceAll(x, "\n", "\n  "))
+			}
+		}
+	})
+}
+
+func showChanges(w io.Writer, cs []Change) {
+	if len(cs) == 0 {
+		fmt.Fprintln(w, "no package changes")
+		return
+	}
+	cli.Table(w, "CHANGE PACKAGE ARCH WAS NOW", func(row func(...any)) {
+		for _, c := range cs {
+			row(c.Kind(), c.Name, c.Arch, cmp.Or(strings.Join(c.Was, ","), "-"), cmp.Or(strings.Join(c.Now, ","), "-"))
+		}
+	})
+}
+
+type snapshotName struct {
+	Snapshot string `arg:"" help:"Snapshot: its id, a channel, or CHANNEL@TIME."`
+	Name     string `arg:"" help:"The name."`
+	Reason   string `required:"" help:"Why it is kept."`
+}
+
+// Run names a snapshot.
+func (c snapshotName) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/snapshots/"+url.PathEscape(c.Snapshot)+"/names/"+url.PathEscape(c.Name), note{Reason: c.Reason}, nil)
+}
+
+type snapshotUnname struct {
+	Name string `arg:"" help:"The name."`
+}
+
+// Run takes a name away.
+func (c snapshotUnname) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "DELETE", "/api/v1/snapshot-names/"+url.PathEscape(c.Name), nil, nil)
+}
+
+type snapshotNames struct{}
+
+// Run lists names.
+func (snapshotNames) Run(e *cli.Env) error {
+	var ns []Named
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshot-names", nil, &ns); err != nil {
+		return err
+	}
+	return e.Show(ns, func(w io.Writer) {
+		cli.Table(w, "NAME SNAPSHOT REASON", func(row func(...any)) {
+			for _, n := range ns {
+				row(n.Name, n.Snapshot[:12], n.Reason)
+			}
+		})
+	})
+}
+
+type lineList struct{}
+
+// Run lists lines.
+func (lineList) Run(e *cli.Env) error {
+	var ls []Line
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/lines", nil, &ls); err != nil {
+		return err
+	}
+	return e.Show(ls, func(w io.Writer) {
+		cli.Table(w, "LINE PARTS STAGES KEY", func(row func(...any)) {
+			for _, l := range ls {
+				row(l.Name, strings.Join(l.Parts, ","), strings.Join(l.Stages, " → "), l.Key)
+			}
+		})
+	})
+}
+
+type lineSet struct {
+	Name  string   `arg:"" help:"Name of the line."`
+	Part  []string `required:"" help:"Channel of a tag or mirror; may be repeated."`
+	Stage []string `required:"" help:"Stage, in the order in which a change goes through them; may be repeated."`
+	Key   string   `help:"Key that signs what a hold makes different."`
+}
+
+// Run makes a line.
+func (c lineSet) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/lines/"+url.PathEscape(c.Name), Line{Name: c.Name, Parts: c.Part, Stages: c.Stage, Key: c.Key}, nil)
+}
+
+type lineDrop struct {
+	Name string `arg:"" help:"Name of the line."`
+}
+
+// Run ends a line.
+func (c lineDrop) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "DELETE", "/api/v1/lines/"+url.PathEscape(c.Name), nil, nil)
+}
+
+func channelPath(name string, rest ...string) string {
+	p := "/api/v1/channels/" + url.PathEscape(name)
+	for _, r := range rest {
+		p += "/" + url.PathEscape(r)
+	}
+	return p
+}
+
+type channelPlan struct {
+	Channel string `arg:"" help:"Stage of a line: LINE/STAGE."`
+}
+
+// Run shows what a promotion would do.
+func (c channelPlan) Run(e *cli.Env) error {
+	var p Plan
+	if err := e.Client.Call(e.Ctx, "GET", channelPath(c.Channel, "plan"), nil, &p); err != nil {
+		return err
+	}
+	return e.Show(p, func(w io.Writer) { showPlan(w, p) })
+}
+
+func showPlan(w io.Writer, p Plan) {
+	fmt.Fprintf(w, "%s ← %s: %.12s → %.12s\n", p.Channel, p.From, cmp.Or(p.Was, "nothing"), p.Snapshot)
+	if p.Frozen != nil {
+		fmt.Fprintf(w, "frozen by %s: %s\n", p.Frozen.Actor, p.Frozen.Reason)
+	}
+	for _, h := range p.Held {
+		fmt.Fprintf(w, "held: %s (%s): %s\n", h.Source, h.Hold.Package, h.Hold.Reason)
+	}
+	showChanges(w, p.Changes)
+	fmt.Fprintln(w, p.Gate.Summary())
+	for _, f := range p.Gate.Findings {
+		fmt.Fprintf(w, "  %s: %s\n", f.Kind, f.Text)
+	}
+}
+
+type channelPromote struct {
+	Channel string `arg:"" help:"Stage of a line: LINE/STAGE."`
+	Reason  string `help:"Why, for the ledger."`
+	Force   bool   `help:"Promote although the gate says no; needs a reason."`
+}
+
+// Run promotes a channel.
+func (c channelPromote) Run(e *cli.Env) error {
+	var p Plan
+	if err := e.Client.Call(e.Ctx, "POST", channelPath(c.Channel, "promote"), Move{Reason: c.Reason, Force: c.Force}, &p); err != nil {
+		return err
+	}
+	return e.Show(p, func(w io.Writer) { showPlan(w, p) })
+}
+
+type channelRollback struct {
+	Channel string `arg:"" help:"Name of the channel."`
+	To      string `help:"Snapshot that it had, or CHANNEL@TIME; the state before the present one by default."`
+	Reason  string `help:"Why, for the ledger."`
+}
+
+// Run moves a channel back.
+func (c channelRollback) Run(e *cli.Env) error {
+	var x Channel
+	if err := e.Client.Call(e.Ctx, "POST", channelPath(c.Channel, "rollback"), map[string]string{"to": c.To, "reason": c.Reason}, &x); err != nil {
+		return err
+	}
+	return e.Show(x, func(w io.Writer) { fmt.Fprintf(w, "%s is at %s\n", x.Name, x.Snapshot[:12]) })
+}
+
+// keeping is how something is kept as it is.
+type keepFlags struct {
+	Reason string        `required:"" help:"Why; whoever meets it at night will read it."`
+	For    time.Duration `help:"How long, such as 72h; until it is taken back when not given."`
+}
+
+func (k keepFlags) note() note {
+	n := note{Reason: k.Reason}
+	if k.For > 0 {
+		n.Expires = time.Now().Add(k.For)
+	}
+	return n
+}
+
+type channelFreeze struct {
+	Channel string `arg:"" help:"Name of the channel."`
+	keepFlags
+}
+
+// Run freezes a channel.
+func (c channelFreeze) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", channelPath(c.Channel, "freeze"), c.note(), nil)
+}
+
+type channelThaw struct {
+	Channel string `arg:"" help:"Name of the channel."`
+}
+
+// Run thaws a channel.
+func (c channelThaw) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "DELETE", channelPath(c.Channel, "freeze"), nil, nil)
+}
+
+type channelHold struct {
+	Channel string `arg:"" help:"Stage of a line: LINE/STAGE."`
+	Package string `arg:"" help:"Name of a source package or a package, or a pattern."`
+	keepFlags
+}
+
+// Run holds a package.
+func (c channelHold) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", channelPath(c.Channel, "holds", c.Package), c.note(), nil)
+}
+
+type channelUnhold struct {
+	Channel string `arg:"" help:"Stage of a line: LINE/STAGE."`
+	Package string `arg:"" help:"As it was held."`
+}
+
+// Run lets a package go on.
+func (c channelUnhold) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "DELETE", channelPath(c.Channel, "holds", c.Package), nil, nil)
+}
+
+type channelHolds struct {
+	Channel string `arg:"" help:"Stage of a line: LINE/STAGE."`
+}
+
+// Run lists holds.
+func (c channelHolds) Run(e *cli.Env) error {
+	var hs []Hold
+	if err := e.Client.Call(e.Ctx, "GET", channelPath(c.Channel, "holds"), nil, &hs); err != nil {
+		return err
+	}
+	return e.Show(hs, func(w io.Writer) {
+		cli.Table(w, "PACKAGE UNTIL BY REASON", func(row func(...any)) {
+			for _, h := range hs {
+				until := "-"
+				if !h.Expires.IsZero() {
+					until = h.Expires.Format(time.DateTime)
+				}
+				row(h.Package, until, h.Actor, h.Reason)
+			}
+		})
+	})
+}
+
+func showChannels(e *cli.Env, path string) error {
+	var cs []Channel
+	if err := e.Client.Call(e.Ctx, "GET", path, nil, &cs); err != nil {
+		return err
+	}
+	return e.Show(cs, func(w io.Writer) {
+		cli.Table(w, "CHANNEL SNAPSHOT KEY SINCE UNTIL", func(row func(...any)) {
+			for _, c := range cs {
+				until := "now"
+				if c.Until != 0 {
+					until = strconv.FormatInt(c.Until, 10)
+				}
+				row(c.Name, c.Snapshot[:12], c.Key, c.Since, until)
+			}
+		})
+	})
+}
+
+type channelList struct{}
+
+// Run lists channels.
+func (channelList) Run(e *cli.Env) error { return showChannels(e, "/api/v1/channels") }
+
+type channelHistory struct {
+	Channel string `arg:"" help:"Name of the channel."`
+}
+
+// Run shows where a channel pointed.
+func (c channelHistory) Run(e *cli.Env) error {
+	return showChannels(e, "/api/v1/channels/"+url.PathEscape(c.Channel)+"/history")
+}
+
+type channelSet struct {
+	Channel  string `arg:"" help:"Name of the channel."`
+	Snapshot string `arg:"" help:"Snapshot, or the first letters of it."`
+}
+
+// Run moves a channel.
+func (c channelSet) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/channels/"+url.PathEscape(c.Channel), map[string]string{"snapshot": c.Snapshot}, nil)
+}
+
+type mirrorList struct{}
+
+// Run lists mirrors.
+func (mirrorList) Run(e *cli.Env) error {
+	var ms []Mirror
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/mirrors", nil, &ms); err != nil {
+		return err
+	}
+	return e.Show(ms, func(w io.Writer) {
+		cli.Table(w, "MIRROR ARCH URL SYNCED OUTCOME", func(row func(...any)) {
+			for _, m := range ms {
+				at := "never"
+				if !m.Synced.IsZero() {
+					at = m.Synced.Format(time.DateTime)
+				}
+				row(m.Name, m.Arch, m.URL, at, m.Outcome)
+			}
+		})
+	})
+}
+
+type mirrorSet struct {
+	Name string `arg:"" help:"Name of the mirror, and of its channel."`
+	URL  string `arg:"" help:"Directory that holds repodata/."`
+	Arch string `default:"x86_64" help:"Arch of its packages."`
+}
+
+// Run adds a mirror.
+func (c mirrorSet) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/mirrors/"+url.PathEscape(c.Name), map[string]string{"url": c.URL, "arch": c.Arch}, nil)
+}
+
+type mirrorSync struct {
+	Name string `arg:"" help:"Name of the mirror."`
+}
+
+// Run syncs a mirror and shows how far it is.
+func (c mirrorSync) Run(e *cli.Env) error {
+	resp, err := e.Client.Do(e.Ctx, "POST", "/api/v1/mirrors/"+url.PathEscape(c.Name)+"/sync", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var l syncLine
+		if err := dec.Decode(&l); err != nil {
+			return fault.Unavailable("answer_cut", "the server went away during the sync").Wrap(err).Fix("sync again: it goes on where it was")
+		}
+		if l.Problem != nil {
+			return fault.FromStatus(l.Problem.Status, l.Problem.Code, l.Problem.Detail, l.Problem.Remedy)
+		}
+		if l.Snapshot != "" {
+			if e.Terminal {
+				fmt.Fprintln(e.Err)
+			}
+			return e.Show(map[string]string{"snapshot": l.Snapshot}, func(w io.Writer) { fmt.Fprintln(w, l.Snapshot) })
+		}
+		if e.Terminal {
+			fmt.Fprintf(e.Err, "\r%d of %d packages, %s fetched ", l.Done, l.Packages, web.Bytes(l.Bytes))
+		}
+	}
+}
