@@ -121,9 +121,33 @@ type PutOptions struct {
 // Faults: digest_mismatch, too_large, disk_full, blob_damaged (what was there
 // under the digest is not it; it was removed: send again).
 func (s *Store) Put(ctx context.Context, r io.Reader, o PutOptions) (Digest, int64, error) {
-	in, err := newIntake(o)
+	in, err := s.take(ctx, r, o)
 	if err != nil {
 		return "", 0, err
+	}
+	return s.publish(in)
+}
+
+// PutBytes is Put for bytes in memory.
+func (s *Store) PutBytes(data []byte) (Digest, error) {
+	in, err := newIntake(PutOptions{})
+	if err == nil {
+		err = s.takeSmall(in, data)
+	}
+	if err != nil {
+		return "", err
+	}
+	d, _, err := s.publish(in)
+	return d, err
+}
+
+// take takes what r yields as far as it can go without a flush or a name: the bytes are what
+// was asked for, and are in the file of the intake, or there is no file because the blob is
+// there already. On any error nothing is left behind.
+func (s *Store) take(ctx context.Context, r io.Reader, o PutOptions) (*intake, error) {
+	in, err := newIntake(o)
+	if err != nil {
+		return nil, err
 	}
 	lent := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(lent)
@@ -132,59 +156,47 @@ func (s *Store) Put(ctx context.Context, r io.Reader, o PutOptions) (Digest, int
 	n, err := io.ReadFull(r, buf)
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return s.putSmall(in, buf[:n])
+		return in, s.takeSmall(in, buf[:n])
 	case err != nil:
-		return "", 0, fmt.Errorf("read: %w", err)
+		return nil, fmt.Errorf("read: %w", err)
 	}
+	here := false
 	if o.Expect != "" {
-		if here, err := s.Has(o.Expect); err != nil {
-			return "", 0, err
-		} else if here {
-			if err := in.addAll(ctx, r, buf, n); err != nil {
-				return "", 0, err
-			}
-			return s.again(in)
+		if here, err = s.Has(o.Expect); err != nil {
+			return nil, err
 		}
 	}
-	f, err := s.create()
-	if err != nil {
-		return "", 0, err
+	if !here {
+		if in.file, err = s.create(); err != nil {
+			return nil, err
+		}
 	}
-	in.file = f
-	err = in.addAll(ctx, r, buf, n)
-	return s.publish(in, err)
+	if err = in.addAll(ctx, r, buf, n); err == nil {
+		err = in.check()
+	}
+	return in, in.dropOn(err)
 }
 
-// PutBytes is Put for bytes in memory.
-func (s *Store) PutBytes(data []byte) (Digest, error) {
-	in, err := newIntake(PutOptions{})
-	if err != nil {
-		return "", err
-	}
-	d, _, err := s.putSmall(in, data)
-	return d, err
-}
-
-// putSmall stores data, which is whole in memory: it writes only when the blob
-// is not there yet.
-func (s *Store) putSmall(in *intake, data []byte) (Digest, int64, error) {
+// takeSmall is take for data, which is whole in memory: it writes only when the blob is not
+// there yet.
+func (s *Store) takeSmall(in *intake, data []byte) error {
 	if err := in.add(data); err != nil {
-		return "", 0, err
+		return err
 	}
-	if here, err := s.Has(in.digest()); err != nil {
-		return "", 0, err
-	} else if here {
-		return s.again(in)
+	if err := in.check(); err != nil {
+		return err
 	}
-	f, err := s.create()
-	if err != nil {
-		return "", 0, err
+	here, err := s.Has(in.digest())
+	if err != nil || here {
+		return err
 	}
-	in.file = f
-	if _, err = f.Write(data); err != nil {
+	if in.file, err = s.create(); err != nil {
+		return err
+	}
+	if _, err = in.file.Write(data); err != nil {
 		err = s.full(err)
 	}
-	return s.publish(in, err)
+	return in.dropOn(err)
 }
 
 // create makes a locked file in staging. The lock tells SweepStaging that
@@ -209,78 +221,71 @@ func (s *Store) create() (*os.File, error) {
 	}
 }
 
-// publish gives the bytes of in.file their name when err is nil and they are
-// what was asked for; otherwise it removes the file. It closes in.file.
-func (s *Store) publish(in *intake, err error) (Digest, int64, error) {
-	f := in.file
-	if err == nil {
-		err = in.check()
-	}
-	if err == nil {
-		err = s.name(f, in.digest())
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		if rerr := os.Remove(f.Name()); !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
+// publish acknowledges what take took: it gives in.file its name, or renews the blob that is
+// there.
+func (s *Store) publish(in *intake) (Digest, int64, error) {
+	d := in.digest()
+	if in.file == nil {
+		change, err := s.renew(d, in.size)
+		if err == nil {
+			err = s.settle(d, change)
 		}
+		if err != nil {
+			return "", 0, err
+		}
+		return d, in.size, nil
+	}
+	if err := in.dropOn(s.name(in.file, d)); err != nil {
 		return "", 0, err
 	}
-	return in.digest(), in.size, nil
+	return d, in.size, in.file.Close()
 }
 
 // name flushes f and moves it to the place of d, durably.
 func (s *Store) name(f *os.File, d Digest) error {
-	sh, path, err := s.at(d)
-	if err != nil {
-		return err
-	}
-	if err := f.Chmod(0o444); err != nil {
-		return err
-	}
-	if err := touch(f.Name()); err != nil {
+	if err := seal(f); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
 		return s.full(err)
 	}
+	change, err := s.place(f, d)
+	if err != nil {
+		return err
+	}
+	return s.settle(d, change)
+}
+
+// seal gives f the mode and the time of a blob.
+func seal(f *os.File) error {
+	if err := f.Chmod(0o444); err != nil {
+		return err
+	}
+	return touch(f.Name())
+}
+
+// place moves f, which is flushed, to the place of d.
+func (s *Store) place(f *os.File, d Digest) (change uint64, err error) {
+	sh, path, err := s.at(d)
+	if err != nil {
+		return 0, err
+	}
 	sh.mu.Lock()
 	err = os.Rename(f.Name(), path)
 	sh.named++
-	change := sh.named
+	change = sh.named
 	sh.mu.Unlock()
-	if err != nil {
-		return s.full(err)
-	}
-	return sh.settle(filepath.Dir(path), change)
+	return change, s.full(err)
 }
 
-// again acknowledges a put of bytes that Has found. The blob may have been
-// deleted since, or have been damaged on disk.
-func (s *Store) again(in *intake) (Digest, int64, error) {
-	if err := in.check(); err != nil {
-		return "", 0, err
-	}
-	d := in.digest()
+// renew marks the blob d as just put: Has found it, but it may have been deleted since, or
+// have been damaged on disk. One of another size is no use to anybody and goes, so that the
+// next put heals it.
+func (s *Store) renew(d Digest, size int64) (change uint64, err error) {
 	sh, path, err := s.at(d)
 	if err != nil {
-		return "", 0, err
+		return 0, err
 	}
-	change, err := sh.renew(path, in.size)
-	if err == nil {
-		err = sh.settle(filepath.Dir(path), change)
-	}
-	if err != nil {
-		return "", 0, err
-	}
-	return d, in.size, nil
-}
-
-// renew marks the blob at path as just put. One of another size is no use to
-// anybody and goes, so that the next put heals it.
-func (sh *shard) renew(path string, size int64) (change uint64, err error) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	info, err := os.Lstat(path)
@@ -294,13 +299,17 @@ func (sh *shard) renew(path string, size int64) (change uint64, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
 	}
-	return 0, fault.Unavailable("blob_damaged", "the stored copy of %s was damaged and is gone", filepath.Base(path)).
+	return 0, fault.Unavailable("blob_damaged", "the stored copy of %s was damaged and is gone", d).
 		Fix("send the content again")
 }
 
-// settle returns when the given change of names in dir is durable. Puts that
+// settle returns when the given change of names in the directory of d is durable. Puts that
 // wait at the same time share one flush.
-func (sh *shard) settle(dir string, change uint64) error {
+func (s *Store) settle(d Digest, change uint64) error {
+	sh, path, err := s.at(d)
+	if err != nil {
+		return err
+	}
 	sh.syncing.Lock()
 	defer sh.syncing.Unlock()
 	if sh.durable >= change {
@@ -309,7 +318,7 @@ func (sh *shard) settle(dir string, change uint64) error {
 	sh.mu.Lock()
 	now := sh.named
 	sh.mu.Unlock()
-	if err := durable.SyncDir(dir); err != nil {
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	sh.durable = now

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -90,6 +91,27 @@ func putForever(dir string) error {
 			}
 		}()
 	}
+	go func() {
+		b := s.Batch()
+		for {
+			var ds []blob.Digest
+			for range 1 + rand.IntN(20) {
+				d, _, err := b.Put(context.Background(), bytes.NewReader(blobtest.Bytes(2000+rand.Uint64N(2000), 1<<rand.IntN(19))), blob.PutOptions{})
+				if err != nil {
+					failed <- err
+					return
+				}
+				ds = append(ds, d)
+			}
+			if err := b.Commit(); err != nil {
+				failed <- err
+				return
+			}
+			for _, d := range ds {
+				say("blob %s\n", d)
+			}
+		}
+	}()
 	return <-failed
 }
 
@@ -270,6 +292,15 @@ func fillDisk(dir string) error {
 	}
 	if _, err := s.PutBytes(big); err != nil {
 		if err := wantFull("put bytes", err); err != nil {
+			return err
+		}
+	}
+	b := s.Batch()
+	for n := 3; err == nil; n++ {
+		_, err = b.PutBytes(blobtest.Bytes(uint64(n), 1<<20))
+	}
+	if err := errors.Join(err, b.Discard()); err != nil {
+		if err := wantFull("batch", err); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -221,6 +222,26 @@ func TestModel(t *testing.T) {
 					model[d] = data
 				}
 			},
+			"batch": func(g *rapid.T) {
+				b := s.Batch()
+				put := map[blob.Digest][]byte{}
+				for _, data := range rapid.SliceOfN(content, 0, 5).Draw(g, "contents") {
+					d, _, err := b.Put(context.Background(), bytes.NewReader(data), blob.PutOptions{})
+					if err != nil {
+						g.Fatal(err)
+					}
+					put[d] = data
+				}
+				if !rapid.Bool().Draw(g, "commit") {
+					if err := b.Discard(); err != nil {
+						g.Fatal(err)
+					}
+				} else if err := b.Commit(); err != nil {
+					g.Fatal(err)
+				} else {
+					maps.Copy(model, put)
+				}
+			},
 			"delete": func(g *rapid.T) {
 				d := blob.Of(content.Draw(g, "content"))
 				if err := s.Delete(d); err != nil {
@@ -325,6 +346,36 @@ func BenchmarkPut(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// BenchmarkBatch is BenchmarkPut for packages: files/s with one flush a file, and by batches.
+func BenchmarkBatch(b *testing.B) {
+	for _, batch := range []int{1, 16, 64, 256} {
+		b.Run(fmt.Sprint(batch), func(b *testing.B) {
+			s, err := blob.Open(b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			data := blobtest.Bytes(1, 160<<10)
+			b.SetBytes(int64(len(data)))
+			staged := s.Batch()
+			for i := range b.N {
+				copy(data, fmt.Sprintf("%020d", i))
+				if batch == 1 {
+					_, _, err = s.Put(b.Context(), bytes.NewReader(data), blob.PutOptions{})
+				} else {
+					_, _, err = staged.Put(b.Context(), bytes.NewReader(data), blob.PutOptions{})
+				}
+				if err == nil && (staged.Len() == batch || i == b.N-1) {
+					err = staged.Commit()
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "files/s")
 		})
 	}
 }

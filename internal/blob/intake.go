@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -73,6 +74,18 @@ func (in *intake) addAll(ctx context.Context, r io.Reader, buf []byte, n int) er
 			return fmt.Errorf("read: %w", err)
 		}
 	}
+}
+
+// dropOn removes and closes file when err is not nil.
+func (in *intake) dropOn(err error) error {
+	if err == nil || in.file == nil {
+		return err
+	}
+	rerr := os.Remove(in.file.Name())
+	if errors.Is(rerr, fs.ErrNotExist) { // it has its name already
+		rerr = nil
+	}
+	return errors.Join(err, rerr, in.file.Close())
 }
 
 // check asks whether the bytes are what was announced.

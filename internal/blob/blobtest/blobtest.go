@@ -42,6 +42,8 @@ func Run(t *testing.T, open func(t *testing.T) *blob.Store) {
 		{"UploadRefusals", uploadRefusals},
 		{"UploadBrokenConnection", uploadBroken},
 		{"Clean", clean},
+		{"Batch", batch},
+		{"BatchRefusals", batchRefusals},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(t, open(t)) })
 	}
@@ -539,4 +541,95 @@ func clean(t *testing.T, s *blob.Store) {
 		t.Fatalf("swept %d, want 1: %v", n, err)
 	}
 	nothing(t, s)
+}
+
+// batch: nothing counts before Commit, all of it after.
+func batch(t *testing.T, s *blob.Store) {
+	had := put(t, s, Bytes(0, 5000))
+	b := s.Batch()
+	wanted := map[blob.Digest][]byte{had: Bytes(0, 5000)}
+	for range 2 { // a batch can be used again
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		base := len(wanted)
+		for w := range 4 {
+			wg.Go(func() {
+				for i, n := range sizes {
+					data := Bytes(uint64(base+w/2*100+i), n) // two put the same
+					d, size, err := b.Put(t.Context(), bytes.NewReader(data), blob.PutOptions{Max: int64(n)})
+					if err != nil || size != int64(n) || d != blob.Of(data) {
+						t.Errorf("put %d bytes: %s %d %v", n, d, size, err)
+					}
+					mu.Lock()
+					wanted[d] = data
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		if d, err := b.PutBytes(Bytes(0, 5000)); d != had || err != nil { // it is there already
+			t.Fatal(d, err)
+		}
+		if got := all(t, s); len(got) != base {
+			t.Fatalf("%d blobs before the commit, want %d", len(got), base)
+		}
+		if b.Len() < 2*len(sizes) {
+			t.Fatalf("the batch has %d", b.Len())
+		}
+		if err := b.Commit(); err != nil || b.Len() != 0 {
+			t.Fatal(err)
+		}
+		if got := all(t, s); len(got) != len(wanted) {
+			t.Fatalf("%d blobs after the commit, want %d", len(got), len(wanted))
+		}
+		for _, data := range wanted {
+			want(t, s, data)
+		}
+		noProblems(t, s)
+	}
+	if err := errors.Join(b.Commit(), b.Discard()); err != nil { // empty
+		t.Fatal(err)
+	}
+}
+
+func batchRefusals(t *testing.T, s *blob.Store) {
+	b := s.Batch()
+	good := Bytes(1, 300_000)
+	if _, _, err := b.Put(t.Context(), bytes.NewReader(good), blob.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{100, 300_000} {
+		data := Bytes(2, n)
+		_, _, err := b.Put(t.Context(), bytes.NewReader(data), blob.PutOptions{Expect: blob.Of(good)})
+		code(t, err, "digest_mismatch")
+		_, _, err = b.Put(t.Context(), bytes.NewReader(data), blob.PutOptions{Max: int64(n) - 1})
+		code(t, err, "too_large")
+		boom := errors.New("boom")
+		if _, _, err = b.Put(t.Context(), io.MultiReader(bytes.NewReader(data), iotest.ErrReader(boom)), blob.PutOptions{}); !errors.Is(err, boom) {
+			t.Fatal(err)
+		}
+	}
+	if b.Len() != 1 {
+		t.Fatalf("the batch has %d", b.Len())
+	}
+	// What is staged belongs to somebody.
+	if n, err := s.SweepStaging(time.Now().Add(time.Hour)); n != 0 || err != nil {
+		t.Fatalf("swept %d: %v", n, err)
+	}
+	if err := errors.Join(b.Discard(), b.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	nothing(t, s)
+	// One that was deleted is stored again.
+	d := put(t, s, good)
+	if err := s.Delete(d); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.Put(t.Context(), bytes.NewReader(good), blob.PutOptions{Expect: d}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s, good)
 }
