@@ -10,7 +10,8 @@
 //
 // What holds at any moment, and after a kill or a power cut at any instruction:
 // a file below sha256 has the content of its name; a Put that returned is
-// durable, and so is what a Batch holds once its Commit returned; whatever is left in staging belongs to nobody and SweepStaging takes it.
+// durable, and so is what a Batch holds once its Commit returned; whatever is left
+// in staging belongs to nobody and SweepStaging takes it.
 //
 // No domain comes in here, no names, no reference counts: who needs a blob is
 // known by the rows that name it. Callers see no path, so that an S3 bucket can
