@@ -88,6 +88,7 @@ func entries() []entry {
 		{"GET /api/v1/lines", "all", "/api/v1/lines", "", ""},
 		{"GET /api/v1/channels/{name}/plan", "all", "/api/v1/channels/steps%2Ftest/plan", "", ""},
 		{"GET /api/v1/channels/{name}/holds", "all", "/api/v1/channels/steps%2Ftest/holds", "", ""},
+		{"GET /api/v1/snapshots/{id}/files", "all", "/api/v1/snapshots/$SNAPSHOT/files", "", ""},
 		{"GET /api/v1/snapshot-names", "all", "/api/v1/snapshot-names", "", ""},
 		{"GET /snapshots/{id}/{tree}/{path...}", "all", "/snapshots/$SNAPSHOT/source/repodata/repomd.xml", "", ""},
 		{"GET /repo/pkgs/{path...}", "all", "/repo/pkgs/rpms/hello/a/sha512/b/a", "", ""},
@@ -131,6 +132,7 @@ func entries() []entry {
 		{"DELETE /api/v1/channels/{name}/freeze", edits, "/api/v1/channels/demo/freeze", "", ""},
 		{"PUT /api/v1/channels/{name}/holds/{package}", edits, "/api/v1/channels/steps%2Ftest/holds/evil", `{"reason":"evil"}`, ""},
 		{"DELETE /api/v1/channels/{name}/holds/{package}", edits, "/api/v1/channels/steps%2Ftest/holds/evil", "", ""},
+		{"POST /api/v1/snapshots/sweep", edits, "/api/v1/snapshots/sweep", `{}`, ""},
 		{"PUT /api/v1/snapshots/{id}/names/{name}", edits, "/api/v1/snapshots/$SNAPSHOT/names/evil", `{"reason":"evil"}`, ""},
 		{"DELETE /api/v1/snapshot-names/{name}", edits, "/api/v1/snapshot-names/evil", "", ""},
 		{"DELETE /api/v1/lines/{name}", edits, "/api/v1/lines/steps", "", ""},
@@ -138,7 +140,7 @@ func entries() []entry {
 		{"POST /api/v1/mirrors/{name}/sync", edits, "/api/v1/mirrors/dead/sync", "", ""},
 		{"POST /api/v1/keys", "admin", "/api/v1/keys", `{"name":"evil","algo":"ed25519","purpose":"rpm","tags":["*"]}`, ""},
 		{"POST /api/v1/audit/verify", "admin releaser packager viewer", "/api/v1/audit/verify", `{}`, ""},
-		{"POST /api/v1/audit/blobs", "admin releaser packager viewer", "/api/v1/audit/blobs", "", ""},
+		{"POST /api/v1/blobs/scrub", "admin releaser packager viewer", "/api/v1/blobs/scrub", "", ""},
 
 		// What builders and signers say.
 		{"POST /api/v1/builder/poll", "builder", "/api/v1/builder/poll", `{}`, ""},

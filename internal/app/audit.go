@@ -8,15 +8,13 @@ import (
 	"drover/internal/auth"
 	"drover/internal/blob"
 	"drover/internal/cli"
-	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/web"
 )
 
-// auditVerbs is `drover audit`.
-type auditVerbs struct {
-	event.AuditVerbs `embed:""`
-	Blobs            blobsVerb `cmd:"" help:"Read every stored blob and compare it with its digest." example:"drover audit blobs"`
+// blobVerbs is `drover blob`.
+type blobVerbs struct {
+	Scrub blobScrub `cmd:"" help:"Read every stored blob and compare it with its digest." example:"drover blob scrub"`
 }
 
 // blobReport is what reading the whole store found.
@@ -36,7 +34,7 @@ type blobProblem struct {
 const maxProblems = 1000
 
 func (s *Server) auditBlobs() {
-	web.Route(s.Web, web.Op{Method: "POST", Path: "/api/v1/audit/blobs", ID: "audit-blobs", Summary: "Read every stored blob and compare it with its digest", Tag: "audit"},
+	web.Route(s.Web, web.Op{Method: "POST", Path: "/api/v1/blobs/scrub", ID: "blob-scrub", Summary: "Read every stored blob and compare it with its digest", Tag: "audit"},
 		func(ctx context.Context, _ *struct{}) (r blobReport, err error) {
 			if err := auth.Need(ctx, "audit.verify", "blobs"); err != nil {
 				return r, err
@@ -57,12 +55,12 @@ func (s *Server) auditBlobs() {
 		})
 }
 
-type blobsVerb struct{}
+type blobScrub struct{}
 
 // Run has the server read its blobs.
-func (blobsVerb) Run(e *cli.Env) error {
+func (blobScrub) Run(e *cli.Env) error {
 	var r blobReport
-	if err := e.Client.Call(e.Ctx, "POST", "/api/v1/audit/blobs", nil, &r); err != nil {
+	if err := e.Client.Call(e.Ctx, "POST", "/api/v1/blobs/scrub", nil, &r); err != nil {
 		return err
 	}
 	err := e.Show(r, func(w io.Writer) {

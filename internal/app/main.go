@@ -69,7 +69,8 @@ type line struct {
 	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
 	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`
 	Events   event.Verb          `cmd:"" help:"The ledger." example:"drover events --follow\ndrover events --kind build. --subject build/7"`
-	Audit    auditVerbs          `cmd:"" help:"Prove that ledger and stored bytes were not changed."`
+	Audit    event.AuditVerbs    `cmd:"" help:"Prove that the ledger was not changed."`
+	Blob     blobVerbs           `cmd:"" help:"The stored bytes."`
 	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
 		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream\ndrover dev teststream --set boot /srv/machines"`

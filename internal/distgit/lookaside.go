@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -286,4 +287,23 @@ func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset
 		return 0, err
 	}
 	return n, s.addSource(ctx, repo, Source{File: file, SHA512: sum, Digest: d, Size: n}, time.UnixMicro(s.DB.Now()))
+}
+
+// UsedBlobs tells which of some blobs are sources in the lookaside cache.
+func UsedBlobs(tx *db.Tx, ds []blob.Digest) (out []blob.Digest, err error) {
+	list := map[string]map[string]string{}
+	for _, d := range ds {
+		list[d.String()] = map[string]string{"v": d.String()}
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return nil, err
+	}
+	err = tx.Each(func(scan func(...any) error) error {
+		var d blob.Digest
+		err := scan(&d)
+		out = append(out, d)
+		return err
+	}, "SELECT digest FROM distgit_source WHERE digest IN (SELECT value->>'v' FROM json_each($1))", string(b))
+	return out, err
 }

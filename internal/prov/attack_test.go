@@ -80,6 +80,8 @@ func table(id string) []route {
 		{pattern: "GET /api/v1/channels/{name}/holds", path: "/api/v1/channels/t/holds"},
 		{pattern: "PUT /api/v1/channels/{name}/holds/{package}", path: "/api/v1/channels/t/holds/x", body: `{"reason":"why"}`, closed: true, paths: append(bad("/api/v1/channels/{}/holds/x"), bad("/api/v1/channels/t/holds/{}")...), bodies: badBodies()},
 		{pattern: "DELETE /api/v1/channels/{name}/holds/{package}", path: "/api/v1/channels/t/holds/x", closed: true, paths: append(bad("/api/v1/channels/{}/holds/x"), bad("/api/v1/channels/t/holds/{}")...)},
+		{pattern: "GET /api/v1/snapshots/{id}/files", path: "/api/v1/snapshots/" + id + "/files", paths: append(bad("/api/v1/snapshots/{}/files"), "/api/v1/snapshots/"+id+"/files?tree=nope", "/api/v1/snapshots/"+id+"/files?tree="+long)},
+		{pattern: "POST /api/v1/snapshots/sweep", path: "/api/v1/snapshots/sweep", body: `{"dry":true}`, closed: true, bodies: badBodies()},
 		{pattern: "GET /api/v1/snapshot-names", path: "/api/v1/snapshot-names"},
 		{pattern: "PUT /api/v1/snapshots/{id}/names/{name}", path: "/api/v1/snapshots/" + id + "/names/good", body: `{"reason":"why"}`, closed: true, paths: append(bad("/api/v1/snapshots/{}/names/good"), slices.DeleteFunc(bad("/api/v1/snapshots/"+id+"/names/{}"), func(s string) bool { return strings.HasSuffix(s, "999") })...), bodies: append(badBodies(), `{"reason":""}`)},
 		{pattern: "DELETE /api/v1/snapshot-names/{name}", path: "/api/v1/snapshot-names/nope", closed: true, paths: bad("/api/v1/snapshot-names/{}")},

@@ -24,6 +24,8 @@ type SnapshotVerbs struct {
 	Name   snapshotName   `cmd:"" help:"Give a snapshot a name, and keep it." example:"drover snapshot name stream-10/prod before-9.6 --reason 'the last one before the migration'"`
 	Unname snapshotUnname `cmd:"" help:"Take a name away." example:"drover snapshot unname before-9.6"`
 	Names  snapshotNames  `cmd:"" help:"List the names of snapshots." example:"drover snapshot names"`
+	Export snapshotExport `cmd:"" help:"Copy a snapshot into a directory, for rsync, a disc or another web server." example:"drover snapshot export stream-10/prod /mnt/usb"`
+	Sweep  snapshotSweep  `cmd:"" help:"Remove what nothing keeps, now; the server does it every six hours." example:"drover snapshot sweep --dry"`
 }
 
 // LineVerbs is `drover line`.

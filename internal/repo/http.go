@@ -40,9 +40,28 @@ func (s *Store) Routes(srv *web.Server) {
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}", ID: "snapshot-show", Summary: "A snapshot with its packages", Tag: tag},
 		func(ctx context.Context, in *struct {
-			ID string `path:"id" maxLength:"120"`
+			ID    string `path:"id" maxLength:"120"`
+			Trees string `query:"trees" enum:"all,none" default:"all" doc:"none: without its packages"`
 		}) (Content, error) {
+			if in.Trees == "none" {
+				return s.Bare(ctx, in.ID)
+			}
 			return s.Content(ctx, in.ID)
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}/files", ID: "snapshot-files", Summary: "Every file of a snapshot with its checksum", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ID   string `path:"id" maxLength:"120"`
+			Tree string `query:"tree" maxLength:"100"`
+		}) ([]TreeFile, error) {
+			return s.Files(ctx, in.ID, in.Tree)
+		})
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/snapshots/sweep", ID: "snapshot-sweep", Summary: "Remove what nothing keeps", Tag: tag},
+		func(ctx context.Context, in *struct {
+			Body struct {
+				Dry bool `json:"dry,omitempty"`
+			}
+		}) (Swept, error) {
+			return s.Sweep(ctx, in.Body.Dry)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}/diff/{to}", ID: "snapshot-diff", Summary: "What differs between two snapshots", Tag: tag},
 		func(ctx context.Context, in *struct {

@@ -48,6 +48,7 @@ func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
 	var loops sync.WaitGroup
 	loops.Go(func() { s.follow(ctx) })
+	loops.Go(func() { s.sweeping(ctx) })
 	s.publishing(ctx)
 	loops.Wait()
 	return nil

@@ -354,6 +354,12 @@ type Content struct {
 	Trees map[string][]Package `json:"trees"`
 }
 
+// Bare reads a snapshot without its packages.
+func (s *Store) Bare(ctx context.Context, ref string) (c Content, err error) {
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { c.Snapshot, err = s.getSnapshot(tx, ref); return err })
+	return c, err
+}
+
 // Content reads a snapshot with its packages.
 func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
 	c.Trees = map[string][]Package{}

@@ -12,6 +12,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -675,6 +676,9 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 			return err
 		}
 	}
+	if err := t.stillThere(tx); err != nil {
+		return err
+	}
 	for id, p := range t.parts {
 		if _, err := tx.Exec("INSERT INTO repo_part (chunk, codec, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (chunk, codec) DO NOTHING",
 			id, string(t.codec), p.blob.String(), p.size[0], p.size[1], p.size[2], p.open[0], p.open[1], p.open[2]); err != nil {
@@ -705,6 +709,50 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 		if _, err := tx.Exec("INSERT INTO repo_file (path, tree) VALUES ($1, $2) ON CONFLICT (path, tree) DO NOTHING", f.Path, t.id); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// stillThere makes sure that what the tree builds upon was not swept away since it was read.
+func (t *tree) stillThere(tx *db.Tx) error {
+	gone := fault.Unavailable("swept", "what the snapshot builds upon was swept away meanwhile").Fix("nothing is lost: it is made again at the next try")
+	ids := map[string]bool{}
+	for _, c := range t.chunks {
+		ids[c.id] = true
+	}
+	var n int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", chunkIDs(t.chunks)).Scan(&n); err != nil {
+		return err
+	}
+	if n < len(ids) {
+		return gone
+	}
+	for _, c := range t.chunks {
+		if c.members == nil {
+			continue
+		}
+		pkgs := map[string]bool{}
+		for _, m := range c.members {
+			pkgs[m.PkgID] = true
+		}
+		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", jsonList(slices.Collect(maps.Keys(pkgs)))).Scan(&n); err != nil {
+			return err
+		}
+		if n < len(pkgs) {
+			return gone
+		}
+	}
+	if !slices.ContainsFunc(t.files, func(f file) bool { return f.Kind != nil }) {
+		return nil
+	}
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), chunkIDs(t.chunks)).Scan(&n); err != nil {
+		return err
+	}
+	for id := range t.parts {
+		delete(ids, id)
+	}
+	if n < len(ids) {
+		return gone
 	}
 	return nil
 }
