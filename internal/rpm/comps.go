@@ -15,7 +15,22 @@ type Comps struct {
 	Groups       []CompsGroup
 	Categories   []CompsCategory
 	Environments []CompsEnvironment
+	LangPacks    []CompsLangPack
+	Blacklist    []CompsBlack
+	Whitelist    []CompsWhite
 }
+
+// CompsLangPack is what a language adds for a package that is installed.
+type CompsLangPack struct {
+	Name    string // of the package
+	Install string // what is installed with it, "%s" for the language
+}
+
+// CompsBlack is a package that no group may bring.
+type CompsBlack struct{ Name, Arch string }
+
+// CompsWhite is a dependency that is not followed where packages of several arches could.
+type CompsWhite struct{ Package, Requires string }
 
 // CompsGroup is a named list of packages: what "dnf group install" takes.
 type CompsGroup struct {
@@ -47,6 +62,7 @@ type CompsEnvironment struct {
 	Order                 int
 	Groups                []string // ids
 	Options               []string // ids of groups offered with it
+	Chosen                []string // those of Options that are taken unless somebody says no
 }
 
 // Bounds of a comps file, unpacked: the largest in the field has an eighth of the bytes and
@@ -99,12 +115,42 @@ func ReadComps(r io.Reader) (Comps, error) {
 				case "grouplist":
 					return x.groupIDs(t, &g.Groups)
 				case "optionlist":
-					return x.groupIDs(t, &g.Options)
+					return x.optionIDs(t, &g)
 				}
 				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
 			})
 			c.Environments = append(c.Environments, g)
 			return err
+		case "langpacks":
+			return x.children(t, func(t tag) error {
+				var l CompsLangPack
+				if string(t.name) != "match" {
+					return nil
+				}
+				err := t.into(map[string]*string{"name": &l.Name, "install": &l.Install})
+				c.LangPacks = append(c.LangPacks, l)
+				return err
+			})
+		case "blacklist":
+			return x.children(t, func(t tag) error {
+				var l CompsBlack
+				if string(t.name) != "package" {
+					return nil
+				}
+				err := t.into(map[string]*string{"name": &l.Name, "arch": &l.Arch})
+				c.Blacklist = append(c.Blacklist, l)
+				return err
+			})
+		case "whitelist":
+			return x.children(t, func(t tag) error {
+				var l CompsWhite
+				if string(t.name) != "ignoredep" {
+					return nil
+				}
+				err := t.into(map[string]*string{"package": &l.Package, "requires": &l.Requires})
+				c.Whitelist = append(c.Whitelist, l)
+				return err
+			})
 		}
 		return nil
 	})
@@ -206,6 +252,111 @@ func (x *scanner) groupIDs(t tag, out *[]string) error {
 	})
 }
 
+// optionIDs reads the list of groups offered with an environment.
+func (x *scanner) optionIDs(t tag, g *CompsEnvironment) error {
+	return x.children(t, func(t tag) error {
+		if string(t.name) != "groupid" {
+			return nil
+		}
+		chosen, err := t.attr("default")
+		if err != nil {
+			return err
+		}
+		s, err := x.word(t)
+		g.Options = append(g.Options, s)
+		if chosen == "true" {
+			g.Chosen = append(g.Chosen, s)
+		}
+		return err
+	})
+}
+
+// MergeComps makes one comps.xml of several. Of groups, categories and environments of one id,
+// the earlier one's texts and flags count and the lists are joined; a package that two name
+// keeps the earlier one's type.
+func MergeComps(all ...Comps) (out Comps) {
+	join := func(a, b []string, not ...string) []string {
+		have := map[string]bool{}
+		for _, s := range slices.Concat(a, not) {
+			have[s] = true
+		}
+		a = slices.Clone(a)
+		for _, s := range b {
+			if !have[s] {
+				have[s] = true
+				a = append(a, s)
+			}
+		}
+		return a
+	}
+	texts := func(name, desc *string, order *int, n, d string, o int) {
+		*name, *desc, *order = cmp.Or(*name, n), cmp.Or(*desc, d), cmp.Or(*order, o)
+	}
+	groups, categories, environments := map[string]int{}, map[string]int{}, map[string]int{}
+	for _, c := range all {
+		for _, g := range c.Groups {
+			i, ok := groups[g.ID]
+			if !ok {
+				groups[g.ID] = len(out.Groups)
+				out.Groups = append(out.Groups, g)
+				continue
+			}
+			have := &out.Groups[i]
+			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			named := map[string]bool{}
+			for _, p := range have.Packages {
+				named[p.Name] = true
+			}
+			have.Packages = slices.Clone(have.Packages)
+			for _, p := range g.Packages {
+				if !named[p.Name] {
+					have.Packages = append(have.Packages, p)
+				}
+			}
+		}
+		for _, g := range c.Categories {
+			i, ok := categories[g.ID]
+			if !ok {
+				categories[g.ID] = len(out.Categories)
+				out.Categories = append(out.Categories, g)
+				continue
+			}
+			have := &out.Categories[i]
+			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			have.Groups = join(have.Groups, g.Groups)
+		}
+		for _, g := range c.Environments {
+			i, ok := environments[g.ID]
+			if !ok {
+				environments[g.ID] = len(out.Environments)
+				out.Environments = append(out.Environments, g)
+				continue
+			}
+			have := &out.Environments[i]
+			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			have.Chosen = join(have.Chosen, g.Chosen, slices.Concat(have.Groups, have.Options)...)
+			have.Groups = join(have.Groups, g.Groups, have.Options...)
+			have.Options = join(have.Options, g.Options, have.Groups...)
+		}
+		for _, l := range c.LangPacks {
+			if !slices.ContainsFunc(out.LangPacks, func(o CompsLangPack) bool { return o.Name == l.Name }) {
+				out.LangPacks = append(out.LangPacks, l)
+			}
+		}
+		for _, l := range c.Blacklist {
+			if !slices.Contains(out.Blacklist, l) {
+				out.Blacklist = append(out.Blacklist, l)
+			}
+		}
+		for _, l := range c.Whitelist {
+			if !slices.Contains(out.Whitelist, l) {
+				out.Whitelist = append(out.Whitelist, l)
+			}
+		}
+	}
+	return out
+}
+
 // XML writes comps.xml. Groups, categories and environments come sorted by id and packages
 // by type and name: the same content gives the same bytes.
 func (c Comps) XML() []byte {
@@ -268,8 +419,46 @@ func (c Comps) XML() []byte {
 		names(g.ID, g.Name, g.Description)
 		order(g.Order)
 		list("grouplist", g.Groups)
-		list("optionlist", g.Options)
+		open(2, "optionlist")
+		for _, id := range g.Options {
+			b = append(b, "      <groupid"...)
+			if slices.Contains(g.Chosen, id) {
+				b = attr(b, "default", []byte("true"))
+			}
+			b = append(escape(append(b, '>'), []byte(id), false), "</groupid>\n"...)
+		}
+		open(2, "/optionlist")
 		open(1, "/environment")
 	}
+	lines := func(name, line string, attrs [][2][2]string) {
+		if len(attrs) == 0 {
+			return
+		}
+		slices.SortFunc(attrs, func(a, b [2][2]string) int {
+			return cmp.Or(strings.Compare(a[0][1], b[0][1]), strings.Compare(a[1][1], b[1][1]))
+		})
+		open(1, name)
+		for _, l := range slices.Compact(attrs) {
+			b = append(b, "    <"+line...)
+			for _, a := range l {
+				b = attr(b, a[0], []byte(a[1]))
+			}
+			b = append(b, "/>\n"...)
+		}
+		open(1, "/"+name)
+	}
+	var langs, blacks, whites [][2][2]string
+	for _, l := range c.LangPacks {
+		langs = append(langs, [2][2]string{{"name", l.Name}, {"install", l.Install}})
+	}
+	for _, l := range c.Blacklist {
+		blacks = append(blacks, [2][2]string{{"name", l.Name}, {"arch", l.Arch}})
+	}
+	for _, l := range c.Whitelist {
+		whites = append(whites, [2][2]string{{"package", l.Package}, {"requires", l.Requires}})
+	}
+	lines("langpacks", "match", langs)
+	lines("blacklist", "package", blacks)
+	lines("whitelist", "ignoredep", whites)
 	return append(b, "</comps>\n"...)
 }

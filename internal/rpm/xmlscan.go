@@ -277,22 +277,25 @@ func (x *scanner) children(t tag, fn func(tag) error) error {
 }
 
 // text is the text of the element that t starts. Elements in it are refused.
-func (x *scanner) text(t tag) (string, error) {
+func (x *scanner) text(t tag) (string, error) { return x.textOf(t, maxText) }
+
+// textOf is text of at most limit bytes.
+func (x *scanner) textOf(t tag, limit int) (string, error) {
 	if t.empty {
 		return "", nil
 	}
 	depth := t.depth
 	var out strings.Builder
 	for {
-		b, err := x.until('<', maxText)
+		b, err := x.until('<', limit)
 		if err != nil {
 			return "", err
 		}
 		if err := unescape(&out, b); err != nil {
 			return "", err
 		}
-		if out.Len() > maxText {
-			return "", badMeta("a text of over %d bytes", maxText)
+		if out.Len() > limit {
+			return "", badMeta("a text of over %d bytes", limit)
 		}
 		if m, _ := x.r.Peek(8); string(m) == "![CDATA[" {
 			return "", badMeta("a CDATA section in a name")

@@ -1,0 +1,424 @@
+package modules
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"drover/internal/fault"
+	"drover/internal/rpm"
+)
+
+// Docs is the documents of a modules.yaml.
+type Docs []Doc
+
+// Doc is one document: a build of a stream of a module, or what is said of a module.
+type Doc struct {
+	Kind    string // one of the kinds below
+	Name    string
+	Stream  string // empty in defaults
+	Version uint64 // of a build of a stream
+	Context string
+	Arch    string
+	// Modified tells which of two documents on the same is the newer: of defaults,
+	// translations and obsoletes.
+	Modified  uint64
+	Artifacts []string // NEVRAs of a build, sources among them
+	// Text is the document as its author wrote it, without the marks around it.
+	Text []byte
+}
+
+// Kinds of documents.
+const (
+	KindStream       = "modulemd"
+	KindDefaults     = "modulemd-defaults"
+	KindObsoletes    = "modulemd-obsoletes"
+	KindTranslations = "modulemd-translations"
+)
+
+// Bounds of modules.yaml: AppStream 8's has 5 MiB and 600 documents.
+const (
+	maxModules   = 64 << 20
+	maxModuleDoc = 2 << 20
+	maxModuleN   = 20_000
+)
+
+// moduleYAML is what is read of a document.
+type moduleYAML struct {
+	Document string    `yaml:"document"`
+	Version  int       `yaml:"version"`
+	Data     yaml.Node `yaml:"data"`
+}
+
+type moduleData struct {
+	Name      string `yaml:"name"`
+	Module    string `yaml:"module"` // the name, in all kinds but streams
+	Stream    string `yaml:"stream"`
+	Version   uint64 `yaml:"version"`
+	Context   string `yaml:"context"`
+	Arch      string `yaml:"arch"`
+	Modified  string `yaml:"modified"` // a number, or a time
+	Artifacts struct {
+		RPMs []string `yaml:"rpms"`
+	} `yaml:"artifacts"`
+}
+
+// Read reads a modules.yaml, compressed or not, of at most 64 MiB. Documents of other
+// kinds than the four are passed over. Aliases are refused: one line could stand for many. Errors
+// have code repodata.
+func Read(r io.Reader) (Docs, error) {
+	in, done, err := rpm.Open(r)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	b, err := io.ReadAll(io.LimitReader(in, maxModules+1))
+	switch {
+	case err != nil:
+		return nil, bad("modules that cannot be read").Wrap(err)
+	case len(b) > maxModules:
+		return nil, bad("modules of over %d bytes", maxModules)
+	case !utf8.Valid(b):
+		return nil, bad("modules that are no UTF-8")
+	}
+	var out Docs
+	for doc := range documents(b) {
+		if len(out) == maxModuleN {
+			return nil, bad("modules of over %d documents", maxModuleN)
+		}
+		m, ok, err := readModule(doc)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
+// documents gives the documents of a stream that hold anything. A mark at the start of a line
+// ends a document whatever is open in it, by the rules of YAML.
+func documents(b []byte) func(func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		from, at := 0, 0
+		for line := range bytes.Lines(b) {
+			mark := bytes.HasPrefix(line, []byte("---")) || bytes.HasPrefix(line, []byte("..."))
+			if mark && (len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0) {
+				if doc := bytes.TrimSpace(b[from:at]); len(doc) > 0 && !yield(b[from:at]) {
+					return
+				}
+				from = at + 3 // what follows the mark belongs to the document
+			}
+			at += len(line)
+		}
+		if doc := bytes.TrimSpace(b[from:]); len(doc) > 0 {
+			yield(b[from:])
+		}
+	}
+}
+
+func bad(format string, args ...any) *fault.Error {
+	return fault.Invalid("repodata", "bad repository metadata: "+format, args...).Fix("the repository is broken or hostile; try it again later or another mirror of it")
+}
+
+func unreadable(err error) error {
+	return bad("a document on modules that cannot be read").Wrap(err)
+}
+
+func readModule(b []byte) (m Doc, ok bool, err error) {
+	if len(b) > maxModuleDoc {
+		return m, false, bad("a document on modules of %d bytes", len(b))
+	}
+	if !bytes.Contains(b, []byte("document")) {
+		return m, false, bad("a document on modules that does not tell its kind")
+	}
+	var root yaml.Node
+	if err := yaml.Unmarshal(b, &root); err != nil {
+		return m, false, unreadable(err)
+	}
+	if hasAlias(&root) {
+		return m, false, bad("a document on modules with aliases")
+	}
+	var doc moduleYAML
+	if err := root.Decode(&doc); err != nil {
+		return m, false, unreadable(err)
+	}
+	switch doc.Document {
+	case KindStream, KindDefaults, KindObsoletes, KindTranslations:
+	default:
+		return m, false, nil
+	}
+	var d moduleData
+	if err := doc.Data.Decode(&d); err != nil {
+		return m, false, unreadable(err)
+	}
+	m = Doc{Kind: doc.Document, Name: d.Name, Stream: d.Stream, Version: d.Version, Context: d.Context, Arch: d.Arch, Artifacts: d.Artifacts.RPMs, Text: bytes.TrimRight(bytes.TrimLeft(b, "\r\n"), " \t\r\n")}
+	if m.Kind != KindStream {
+		m.Name = d.Module
+		digits := strings.Map(func(r rune) rune { // a time: "2020-05-09T01:02Z"
+			if strings.ContainsRune("-:TZ", r) {
+				return -1
+			}
+			return r
+		}, d.Modified)
+		if m.Modified, err = strconv.ParseUint(cmp.Or(digits, "0"), 10, 64); err != nil {
+			return m, false, unreadable(err)
+		}
+	}
+	if m.Kind == KindDefaults {
+		m.Stream = "" // the default one: not what the document is on
+	}
+	if m.Name == "" || m.Kind != KindDefaults && m.Stream == "" {
+		return m, false, bad("a document on modules without a name or stream")
+	}
+	return m, true, nil
+}
+
+func hasAlias(n *yaml.Node) bool {
+	return n.Kind == yaml.AliasNode || n.Anchor != "" || slices.ContainsFunc(n.Content, hasAlias)
+}
+
+// key is what no two documents of a stream may have in common.
+func (m Doc) key() string {
+	return fmt.Sprintf("%q %d %q %d %q %q", m.Name, slices.Index([]string{KindDefaults, KindStream, KindTranslations, KindObsoletes}, m.Kind), m.Stream, m.Version, m.Context, m.Arch)
+}
+
+// String names a document.
+func (m Doc) String() string {
+	s := m.Name
+	if m.Stream != "" {
+		s += ":" + m.Stream
+	}
+	if m.Kind == KindStream {
+		return fmt.Sprintf("%s:%d:%s:%s", s, m.Version, m.Context, m.Arch)
+	}
+	return m.Kind + " of " + s
+}
+
+// YAML writes the documents in an order of their own: the same ones give the same bytes.
+func (ms Docs) YAML() []byte {
+	sorted := slices.Clone(ms)
+	slices.SortStableFunc(sorted, func(a, b Doc) int {
+		rank := func(m Doc) int {
+			return slices.Index([]string{KindDefaults, KindStream, KindTranslations, KindObsoletes}, m.Kind)
+		}
+		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(rank(a), rank(b)), strings.Compare(a.Stream, b.Stream), cmp.Compare(a.Version, b.Version), strings.Compare(a.Context, b.Context),
+			strings.Compare(a.Arch, b.Arch), cmp.Compare(a.Modified, b.Modified), bytes.Compare(a.Text, b.Text))
+	})
+	var out []byte
+	for _, m := range sorted {
+		out = append(append(append(out, "---\n"...), m.Text...), "\n...\n"...)
+	}
+	return out
+}
+
+// Merge makes one stream of documents of several, as libmodulemd does where it can:
+//
+//   - builds of one name, stream, version, context and arch are one, with the artifacts of all:
+//     repositories name the artifacts that they have. Where they differ in anything else, the
+//     earlier one counts and the build is named among the conflicts;
+//   - of defaults, translations and obsoletes on the same, the one modified later counts;
+//   - defaults modified at the same time are joined. Where they name different default streams, or
+//     different profiles for one stream, there is no default.
+func Merge(all ...Docs) (out Docs, conflicts []string, err error) {
+	at := map[string]int{}
+	for _, ms := range all {
+		for _, m := range ms {
+			k := m.key()
+			i, ok := at[k]
+			if !ok {
+				at[k] = len(out)
+				out = append(out, m)
+				continue
+			}
+			have := out[i]
+			switch {
+			case bytes.Equal(have.Text, m.Text):
+			case m.Kind == KindStream:
+				same, err := joinArtifacts(&have, m)
+				if err != nil {
+					return nil, nil, err
+				}
+				if !same {
+					conflicts = append(conflicts, m.String())
+				}
+				out[i] = have
+			case m.Modified > have.Modified:
+				out[i] = m
+			case m.Modified < have.Modified:
+			case m.Kind == KindDefaults:
+				joined, unset, err := joinDefaults(have, m)
+				if err != nil {
+					return nil, nil, err
+				}
+				out[i] = joined
+				if unset {
+					conflicts = append(conflicts, m.String())
+				}
+			default:
+				conflicts = append(conflicts, m.String())
+			}
+		}
+	}
+	slices.Sort(conflicts)
+	return out, slices.Compact(conflicts), nil
+}
+
+// joinArtifacts adds the artifacts of n to those of m, when they are the same build.
+func joinArtifacts(m *Doc, n Doc) (same bool, err error) {
+	rest := func(text []byte) (doc map[string]any, err error) {
+		if err := yaml.Unmarshal(text, &doc); err != nil {
+			return nil, unreadable(err)
+		}
+		if data, ok := doc["data"].(map[string]any); ok {
+			delete(data, "artifacts")
+		}
+		return doc, nil
+	}
+	a, err := rest(m.Text)
+	if err != nil {
+		return false, err
+	}
+	b, err := rest(n.Text)
+	if err != nil || !reflect.DeepEqual(a, b) {
+		return false, err
+	}
+	both := slices.Concat(m.Artifacts, n.Artifacts)
+	slices.Sort(both)
+	m.Artifacts = slices.Compact(both)
+	var root yaml.Node
+	if err := yaml.Unmarshal(m.Text, &root); err != nil {
+		return false, unreadable(err)
+	}
+	data := child(root.Content[0], "data")
+	if data == nil {
+		return false, unreadable(errors.New("no data"))
+	}
+	var list yaml.Node
+	if err := list.Encode(map[string]any{"rpms": m.Artifacts}); err != nil {
+		return false, unreadable(err)
+	}
+	if old := child(data, "artifacts"); old != nil {
+		*old = list
+	} else {
+		data.Content = append(data.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: "artifacts"}, &list)
+	}
+	m.Text, err = encodeYAML(&root)
+	return true, err
+}
+
+// child is the value of a key of a mapping, or nil.
+func child(n *yaml.Node, key string) *yaml.Node {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
+func encodeYAML(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(v); err != nil {
+		return nil, unreadable(err)
+	}
+	return bytes.TrimRight(b.Bytes(), "\n"), nil
+}
+
+// defaultsYAML is a document of defaults. Intents, which no client looks at, are not kept where
+// documents are joined.
+type defaultsYAML struct {
+	Document string `yaml:"document"`
+	Version  int    `yaml:"version"`
+	Data     struct {
+		Module   string              `yaml:"module"`
+		Modified uint64              `yaml:"modified,omitempty"`
+		Stream   string              `yaml:"stream,omitempty"`
+		Profiles map[string][]string `yaml:"profiles,omitempty"`
+	} `yaml:"data"`
+}
+
+func joinDefaults(m, n Doc) (_ Doc, unset bool, err error) {
+	var a, b defaultsYAML
+	if err := cmp.Or(yaml.Unmarshal(m.Text, &a), yaml.Unmarshal(n.Text, &b)); err != nil {
+		return m, false, unreadable(err)
+	}
+	switch {
+	case a.Data.Stream == "":
+		a.Data.Stream = b.Data.Stream
+	case b.Data.Stream != "" && a.Data.Stream != b.Data.Stream:
+		a.Data.Stream, unset = "", true
+	}
+	for stream, profiles := range b.Data.Profiles {
+		have, ok := a.Data.Profiles[stream]
+		switch {
+		case a.Data.Profiles == nil:
+			a.Data.Profiles = map[string][]string{stream: profiles}
+		case !ok:
+			a.Data.Profiles[stream] = profiles
+		case !slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(profiles))):
+			a.Data.Profiles[stream], unset = []string{}, true
+		}
+	}
+	m.Text, err = encodeYAML(a)
+	return m, unset, err
+}
+
+// Filter keeps the builds of which a package is there, and what is said of modules and streams
+// that are left.
+func (ms Docs) Filter(has func(rpm.NEVRA) bool) Docs {
+	streams := map[string]bool{} // "name" and "name:stream"
+	keep := make([]bool, len(ms))
+	for i, m := range ms {
+		if m.Kind != KindStream {
+			continue
+		}
+		keep[i] = slices.ContainsFunc(m.Artifacts, func(s string) bool {
+			n, err := rpm.ParseNEVRA(s)
+			return err == nil && n.Arch != "src" && has(n)
+		})
+		if keep[i] {
+			streams[m.Name], streams[m.Name+":"+m.Stream] = true, true
+		}
+	}
+	var out Docs
+	for i, m := range ms {
+		if keep[i] || m.Kind == KindDefaults && streams[m.Name] || m.Kind != KindStream && m.Kind != KindDefaults && streams[m.Name+":"+m.Stream] {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// Uncovered is those packages that no build of a module names. Clients refuse to install a
+// package with a label of a module (the tag Modularity) that no document covers, or take it for
+// one of none: such packages must not be published.
+func (ms Docs) Uncovered(labelled []rpm.NEVRA) []rpm.NEVRA {
+	covered := map[rpm.NEVRA]bool{}
+	for _, m := range ms {
+		for _, a := range m.Artifacts {
+			if n, err := rpm.ParseNEVRA(a); err == nil {
+				covered[n] = true
+			}
+		}
+	}
+	var out []rpm.NEVRA
+	for _, n := range labelled {
+		if !covered[n] {
+			out = append(out, n)
+		}
+	}
+	return out
+}
