@@ -274,6 +274,9 @@ func (g *got) done(taken bool) error {
 // File fetches one file and lends it to take, whole, checked, and at its beginning. It may be
 // the original in a directory: take must not write to it.
 func (c *Client) File(ctx context.Context, o *Origins, w Want, take func(*os.File) error) error {
+	if err := w.check(); err != nil {
+		return err
+	}
 	g, err := c.file(ctx, o, &task{w: &w})
 	if err != nil {
 		return err
@@ -284,11 +287,8 @@ func (c *Client) File(ctx context.Context, o *Origins, w Want, take func(*os.Fil
 	return errors.Join(err, g.done(err == nil))
 }
 
-// file fetches one file; the caller calls done.
+// file fetches one file, whose Want is checked; the caller calls done.
 func (c *Client) file(ctx context.Context, o *Origins, t *task) (*got, error) {
-	if err := t.w.check(); err != nil {
-		return nil, err
-	}
 	t.by = map[*origin]*state{}
 	if o.remote() {
 		var err error

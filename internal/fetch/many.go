@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,6 +69,7 @@ type job struct {
 // All fetches all files of j, as many at once as the origins bear. When it fails, or ctx ends,
 // what has come whole is kept first, and what has come in part stays for the next time.
 func (c *Client) All(ctx context.Context, o *Origins, j Job) error {
+	j.Wants = slices.Clone(j.Wants) // check brings them into form
 	for i := range j.Wants {
 		if err := j.Wants[i].check(); err != nil {
 			return err
