@@ -35,7 +35,11 @@ func client(t testing.TB, change func(*fetch.Config)) *fetch.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Close)
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return c
 }
 
@@ -94,7 +98,7 @@ func code(t testing.TB, err error, want string, says ...string) {
 	}
 }
 
-// left is what lies in the client's directory.
+// left is what lies in the client's directory, but for retired files.
 func left(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -102,7 +106,9 @@ func left(t testing.TB, dir string) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if !strings.HasPrefix(e.Name(), "free-") {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }
