@@ -437,10 +437,23 @@ func TestPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	byFile, err := fetch.NewOrigins(fetch.Origin{URL: own, User: "u", PasswordFile: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fetch.NewOrigins(fetch.Origin{URL: own, User: "u", PasswordFile: secret + "-none"}); fault.Code(err) != "fetch_password" {
+		t.Fatal(err)
+	}
 	c := client(t, func(cfg *fetch.Config) { cfg.Tries = 1 })
 	for _, href := range []string{"x", "away", "home"} {
-		if got, err := file(t, c, o, want(href, data)); err != nil || !bytes.Equal(got, data) {
-			t.Fatal(href, err)
+		for _, o := range []*fetch.Origins{o, byFile} {
+			if got, err := file(t, c, o, want(href, data)); err != nil || !bytes.Equal(got, data) {
+				t.Fatal(href, err)
+			}
 		}
 	}
 	_, err = file(t, c, origins(t, own), want("x", data))

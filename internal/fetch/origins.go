@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ type Origin struct {
 	// the file; equal ones share the load.
 	Prefer         int
 	User, Password string // for basic authentication with this host; "" for none
+	PasswordFile   string // holds the password, instead of Password
 }
 
 // Origins are places of the same content, with what is known of their health. All methods may be
@@ -127,6 +129,13 @@ func newOrigin(from Origin) (*origin, error) {
 	}
 	if u.User != nil {
 		return nil, fault.Invalid("fetch_origin", "the address of %s holds a password, and addresses are shown", u.Host).Fix("give user and password apart from the address")
+	}
+	if from.PasswordFile != "" {
+		raw, err := os.ReadFile(from.PasswordFile)
+		if err != nil {
+			return nil, fault.Invalid("fetch_password", "the password for %s can't be read", u.Host).Wrap(err)
+		}
+		from.Password = strings.TrimRight(string(raw), "\r\n")
 	}
 	name := *u
 	name.RawQuery, name.Fragment = "", ""
