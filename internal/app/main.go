@@ -24,6 +24,7 @@ import (
 	"drover/internal/prov"
 	"drover/internal/release"
 	"drover/internal/repo"
+	"drover/internal/repo/commands"
 	"drover/internal/sign"
 	"drover/internal/sign/signer"
 	signwire "drover/internal/sign/wire"
@@ -59,19 +60,19 @@ type line struct {
 		build.Verbs `embed:""`
 		Shell       shellVerb `cmd:"" help:"On a builder: open a shell in the root of a failed task." example:"drover build shell 42"`
 	} `cmd:"" help:"Builds."`
-	Task     build.TaskVerbs     `cmd:"" help:"Tasks."`
-	Tag      release.TagVerbs    `cmd:"" help:"Tags: sets of builds."`
-	Target   release.TargetVerbs `cmd:"" help:"Build targets."`
-	Sign     sign.Verbs          `cmd:"" help:"Signing keys."`
-	Snapshot repo.SnapshotVerbs  `cmd:"" help:"Snapshots: immutable sets of packages."`
-	Channel  repo.ChannelVerbs   `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
-	Line     repo.LineVerbs      `cmd:"" help:"Lines of channels that a change goes through: dev, test, prod."`
-	Mirror   repo.MirrorVerbs    `cmd:"" help:"Mirrors of upstream repositories."`
-	Why      prov.Verb           `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`
-	Events   event.Verb          `cmd:"" help:"The ledger." example:"drover events --follow\ndrover events --kind build. --subject build/7"`
-	Audit    event.AuditVerbs    `cmd:"" help:"Prove that the ledger was not changed."`
-	Blob     blobVerbs           `cmd:"" help:"The stored bytes."`
-	Auth     auth.Verbs          `cmd:"" help:"People, tokens and tickets."`
+	Task     build.TaskVerbs        `cmd:"" help:"Tasks."`
+	Tag      release.TagVerbs       `cmd:"" help:"Tags: sets of builds."`
+	Target   release.TargetVerbs    `cmd:"" help:"Build targets."`
+	Sign     sign.Verbs             `cmd:"" help:"Signing keys."`
+	Snapshot commands.SnapshotVerbs `cmd:"" help:"Snapshots: immutable sets of packages."`
+	Channel  commands.ChannelVerbs  `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
+	Line     commands.LineVerbs     `cmd:"" help:"Lines of channels that a change goes through: dev, test, prod."`
+	Mirror   commands.MirrorVerbs   `cmd:"" help:"Mirrors of upstream repositories."`
+	Why      prov.Verb              `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`
+	Events   event.Verb             `cmd:"" help:"The ledger." example:"drover events --follow\ndrover events --kind build. --subject build/7"`
+	Audit    event.AuditVerbs       `cmd:"" help:"Prove that the ledger was not changed."`
+	Blob     blobVerbs              `cmd:"" help:"The stored bytes."`
+	Auth     auth.Verbs             `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
 		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream\ndrover dev teststream --set boot /srv/machines"`
 		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine." example:"drover dev demo --once"`

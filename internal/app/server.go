@@ -362,6 +362,12 @@ func (r roots) Repos(ctx context.Context, tag, arch string) ([]wire.Repo, error)
 // packets is the signer as repo sees it.
 type packets struct{ s *sign.Store }
 
+// Public implements repo.Signer.
+func (p packets) Public(ctx context.Context, key string) (string, error) {
+	k, err := p.s.Key(ctx, key)
+	return k.Public, err
+}
+
 // Packets implements repo.Signer.
 func (p packets) Packets(ctx context.Context, rs []repo.SignRequest) ([][]byte, error) {
 	out := make([]sign.Request, len(rs))

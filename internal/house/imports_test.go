@@ -45,7 +45,9 @@ var fences = map[string][]string{
 	"modernc.org/sqlite":            {"db"},
 	"github.com/jackc/pgx":          {"db"},
 	"github.com/pressly/goose":      {"db"},
-	"github.com/google/rpmpack":     {},
+	// Only repo writes a package that is no build: the one that leads a host to a channel.
+	"github.com/google/rpmpack":           {"repo"},
+	"github.com/prometheus/client_golang": {"web"},
 }
 
 // below gives every domain that d may import, also by way of others.

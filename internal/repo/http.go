@@ -13,6 +13,8 @@ import (
 
 	"drover/internal/cli"
 	"drover/internal/fault"
+	"drover/internal/repo/serving"
+	"drover/internal/repo/wire"
 	"drover/internal/web"
 )
 
@@ -29,8 +31,25 @@ type ByName struct {
 // Routes adds the routes of snapshots, channels and mirrors.
 func (s *Store) Routes(srv *web.Server) {
 	const tag = "repo"
-	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", s.snapshotFile)
-	srv.HandleFunc("GET /channels/{rest...}", s.channels)
+	n := serving.NewCounters(srv)
+	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", n.Metered(serving.KindMetadata, s.snapshotFile))
+	srv.HandleFunc("GET /channels/{rest...}", n.Metered(serving.KindMetadata, s.channels))
+	srv.HandleFunc("GET /chunks/{sum}", n.Metered(serving.KindChunk, s.chunkFile))
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/follow", ID: "channel-follow", Summary: "Where a channel points, as soon as that is no longer the given snapshot", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Snapshot string `query:"snapshot" maxLength:"64" doc:"the snapshot that is known"`
+			Wait     int    `query:"wait" minimum:"0" maximum:"60" doc:"seconds to wait for another"`
+		}) (wire.State, error) {
+			return s.Follow(ctx, in.Name, in.Snapshot, time.Duration(in.Wait)*time.Second)
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/census", ID: "channel-census", Summary: "How many hosts follow a channel, by week and by how long they have", Tag: tag},
+		func(ctx context.Context, in *ByName) ([]serving.Hosts, error) {
+			if _, err := s.Channel(ctx, in.Name, ""); err != nil {
+				return nil, err
+			}
+			return s.counts.Of(ctx, in.Name)
+		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots", ID: "snapshot-list", Summary: "List snapshots, newest first", Tag: tag},
 		func(ctx context.Context, in *struct {
 			Source string `query:"source" maxLength:"100" doc:"only of this tag or mirror"`
@@ -173,8 +192,8 @@ func (s *Store) Routes(srv *web.Server) {
 	})
 }
 
-// note is why something is kept as it is, and until when.
-type note struct {
+// Note is why something is kept as it is, and until when.
+type Note struct {
 	Reason  string    `json:"reason" maxLength:"1000"`
 	Expires time.Time `json:"expires,omitzero"`
 }
@@ -220,7 +239,7 @@ func (s *Store) channelRoutes(srv *web.Server) {
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/freeze", ID: "channel-freeze", Summary: "Keep a channel where it is", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
-			Body note
+			Body Note
 		}) (none, error) {
 			return none{}, s.SetFreeze(ctx, Freeze{Channel: in.Name, Reason: in.Body.Reason, Expires: in.Body.Expires})
 		})
@@ -231,7 +250,7 @@ func (s *Store) channelRoutes(srv *web.Server) {
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-hold", Summary: "Hold a package of a channel at its version", Tag: tag},
 		func(ctx context.Context, in *struct {
 			held
-			Body note
+			Body Note
 		}) (none, error) {
 			return none{}, s.SetHold(ctx, Hold{Channel: in.Name, Package: in.Package, Reason: in.Body.Reason, Expires: in.Body.Expires})
 		})
@@ -243,7 +262,7 @@ func (s *Store) channelRoutes(srv *web.Server) {
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" maxLength:"120"`
 			ByName
-			Body note
+			Body Note
 		}) (none, error) {
 			return none{}, s.SetName(ctx, in.Name, in.ID, in.Body.Reason)
 		})
@@ -259,8 +278,8 @@ type treeSize struct {
 	Packages int    `json:"packages"`
 }
 
-// syncLine is a line of a sync's answer: progress, and at the end the snapshot or the fault.
-type syncLine struct {
+// SyncLine is a line of a sync's answer: progress, and at the end the snapshot or the fault.
+type SyncLine struct {
 	Progress
 	Snapshot string       `json:"snapshot,omitempty"`
 	Problem  *web.Problem `json:"problem,omitempty"`
@@ -278,7 +297,7 @@ func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
 		defer close(done)
 		for p := range lines {
 			began = true
-			_ = enc.Encode(syncLine{Progress: p})
+			_ = enc.Encode(SyncLine{Progress: p})
 			_ = rc.Flush()
 			time.Sleep(100 * time.Millisecond) // a person reads no faster
 		}
@@ -294,7 +313,7 @@ func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
 	if err != nil && !began {
 		return err
 	}
-	l := syncLine{Snapshot: id}
+	l := SyncLine{Snapshot: id}
 	if err != nil {
 		e := fault.As(err)
 		if e.Kind == fault.KindInternal {

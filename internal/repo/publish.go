@@ -43,12 +43,13 @@ type failure struct {
 	again time.Time
 }
 
-// Run publishes tags and moves the first stages of lines until ctx ends.
+// Run publishes tags, moves the first stages of lines and keeps what was counted, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
 	var loops sync.WaitGroup
 	loops.Go(func() { s.follow(ctx) })
 	loops.Go(func() { s.sweeping(ctx) })
+	loops.Go(func() { s.counts.Run(ctx) })
 	s.publishing(ctx)
 	loops.Wait()
 	return nil

@@ -23,6 +23,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/release"
+	"drover/internal/repo/serving"
 	"drover/internal/rpm"
 
 	"github.com/klauspost/compress/zstd"
@@ -41,8 +42,9 @@ type SignRequest struct {
 	State                     []byte
 }
 
-// Signer is what repo needs of sign: OpenPGP signature packets.
+// Signer is what repo needs of sign: OpenPGP signature packets, and the keys that go with them.
 type Signer interface {
+	Public(ctx context.Context, key string) (string, error)
 	Packets(ctx context.Context, rs []SignRequest) ([][]byte, error)
 }
 
@@ -64,6 +66,7 @@ type Store struct {
 	Config
 	packed  *zstd.Encoder // of values of rows
 	unpack  *zstd.Decoder
+	counts  *serving.Census
 	making  singleflight.Group // files that are put together
 	mu      sync.Mutex         // guards what follows
 	syncing map[string]bool
@@ -77,7 +80,7 @@ func New(c Config) *Store {
 	if c.Retry == 0 {
 		c.Retry = 200 * time.Millisecond
 	}
-	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}}
+	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, counts: serving.NewCensus(c.DB, c.Log)}
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants

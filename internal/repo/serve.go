@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"path"
@@ -18,6 +16,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/repo/serving"
 	"drover/internal/rpm"
 )
 
@@ -73,17 +72,19 @@ func noFile(path string) error {
 // address is what an address below /channels/ asks for:
 //
 //	CHANNEL.repo
+//	CHANNEL.rpm
 //	CHANNEL/TREE/mirrorlist
+//	CHANNEL/TREE/metalink
 //	CHANNEL/TREE/PATH
 //	CHANNEL/at/SNAPSHOT/TREE/PATH
 type address struct{ channel, pin, tree, path string }
 
 // channels serves what lies below /channels/. A channel's name has one part, or two when it is
 // the stage of a line.
-func (s *Store) channels(w http.ResponseWriter, r *http.Request) error {
+func (s *Store) channels(w *serving.Meter, r *http.Request) error {
 	rest := r.PathValue("rest")
-	if name, ok := strings.CutSuffix(rest, ".repo"); ok && strings.Count(name, "/") < 2 {
-		return s.repoFile(w, r, name)
+	if ext := path.Ext(rest); strings.Count(rest, "/") < 2 && (ext == ".repo" || ext == ".rpm") {
+		return s.lead(w, r, strings.TrimSuffix(rest, ext), ext)
 	}
 	part := strings.Split(rest, "/")
 	var a address
@@ -107,14 +108,17 @@ func (s *Store) channels(w http.ResponseWriter, r *http.Request) error {
 		return noFile(r.URL.Path)
 	}
 	a.tree, a.path = part[0], strings.Join(part[1:], "/")
-	if a.path == "mirrorlist" && a.pin == "" {
+	switch {
+	case a.path == "mirrorlist" && a.pin == "":
 		return s.mirrorList(w, r, a)
+	case a.path == "metalink" && a.pin == "":
+		return s.metalink(w, r, a)
 	}
 	return s.channelFile(w, r, a)
 }
 
 // snapshotFile serves a file of an immutable snapshot.
-func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
+func (s *Store) snapshotFile(w *serving.Meter, r *http.Request) error {
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
 		f, err = s.lookup(tx, r.PathValue("id"), r.PathValue("tree"), r.PathValue("path"))
@@ -133,7 +137,7 @@ func (s *Store) snapshotFile(w http.ResponseWriter, r *http.Request) error {
 // snapshot's; everything else has a name that says what is in it, and stays reachable after
 // the channel moved: whoever has read an old repomd.xml gets all that it names. An address
 // with at/ID in it is pinned: its repomd.xml stays that of the snapshot.
-func (s *Store) channelFile(w http.ResponseWriter, r *http.Request, a address) error {
+func (s *Store) channelFile(w *serving.Meter, r *http.Request, a address) error {
 	name, tree, path, pin := a.channel, a.tree, a.path, a.pin
 	moving := path == repomdFile || path == repomdFile+".asc"
 	var f what
@@ -142,6 +146,7 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request, a address) e
 		if err != nil {
 			return err
 		}
+		w.Channel = c.Name
 		if pin != "" {
 			err := tx.QueryRow("SELECT snapshot FROM repo_channel WHERE name = $1 AND snapshot = $2 LIMIT 1", name, pin).Scan(&c.Snapshot)
 			if err != nil {
@@ -164,8 +169,8 @@ func (s *Store) channelFile(w http.ResponseWriter, r *http.Request, a address) e
 }
 
 // oldStates is how many of its past states a channel is searched for a file that its present
-// one does not have.
-const oldStates = 200
+// one does not have: a week of a tag that changes every ten minutes.
+const oldStates = 1000
 
 // lookupOld finds a path in the snapshots that a channel pointed at before.
 func (s *Store) lookupOld(tx *db.Tx, channel, name, path string) (w what, err error) {
@@ -268,9 +273,9 @@ func (s *Store) held(tx *db.Tx, channel string, ps []Package) (bool, error) {
 	return false, nil
 }
 
-func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool) error {
+func (s *Store) serve(w *serving.Meter, r *http.Request, f what, fixed bool) error {
 	h := w.Header()
-	h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	h.Set("Cache-Control", forever)
 	if !fixed {
 		h.Set("Cache-Control", "no-cache")
 	}
@@ -280,6 +285,7 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 			return err
 		}
 		defer c.Close()
+		w.Kind = serving.KindPackage
 		h.Set("Content-Type", "application/x-rpm")
 		h.Set("ETag", strconv.Quote(f.pkg.PkgID))
 		// Whoever copies the repository with its times can go on with its metadata.
@@ -287,15 +293,18 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 		if f.pkg.Mtime > 0 {
 			at = time.Unix(f.pkg.Mtime, 0)
 		}
-		http.ServeContent(w, r, "", at, io.NewSectionReader(file, 0, size))
+		http.ServeContent(w, r, "", at, &serving.PackageFile{At: file, Core: c, Head: size - c.Size()})
 		return nil
 	}
-	h.Set("ETag", strconv.Quote(f.file.Sum))
+	if f.file.Path == repomdFile || f.file.Path == repomdFile+".asc" {
+		w.Kind = serving.KindRepomd
+	}
 	h.Set("Content-Type", "application/octet-stream")
 	if strings.HasSuffix(r.URL.Path, ".xml") {
 		h.Set("Content-Type", "text/xml")
 	}
 	if f.file.Kind != nil {
+		h.Set("ETag", strconv.Quote(f.file.Sum))
 		in, err := s.whole(r.Context(), f.tree, f.file)
 		if err != nil {
 			return err
@@ -304,105 +313,23 @@ func (s *Store) serve(w http.ResponseWriter, r *http.Request, f what, fixed bool
 		http.ServeContent(w, r, "", time.Time{}, in)
 		return nil
 	}
-	b, err := s.Blobs.Get(blob.Digest(f.file.Sum))
+	return s.serveBlob(w, r, blob.Digest(f.file.Sum))
+}
+
+// serveBlob serves a blob as it is.
+func (s *Store) serveBlob(w *serving.Meter, r *http.Request, d blob.Digest) error {
+	b, err := s.Blobs.Get(d)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
+	w.Header().Set("ETag", strconv.Quote(d.String()))
 	http.ServeContent(w, r, "", time.Time{}, b)
 	return nil
 }
 
-// goodHost tells whether a host may stand in a file that is made.
-func goodHost(host string) bool { return !strings.ContainsAny(host, " \n\r\"'<>") }
-
-// base is the address by which the client came.
-func base(r *http.Request) string {
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	return scheme + "://" + r.Host
-}
-
-// mirrorList names one mirror of a channel's tree: itself, pinned to the present snapshot. dnf
-// reads repomd.xml and its signature by two requests, and a channel may move between them. It
-// asks for the list again before it gets packages: those of older snapshots are there too.
-func (s *Store) mirrorList(w http.ResponseWriter, r *http.Request, a address) error {
-	tree := a.tree
-	var c Channel
-	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
-		if c, err = channelAt(tx, a.channel, event.Now); err == nil {
-			_, err = s.lookup(tx, c.Snapshot, tree, repomdFile)
-		}
-		return err
-	})
-	// What is not a tree must not become a line of the list.
-	if db.NoRow(err) || err == nil && !goodHost(r.Host) {
-		return noFile(r.URL.Path)
-	}
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	_, err = fmt.Fprintf(w, "%s/channels/%s/at/%s/%s/\n", base(r), c.Name, c.Snapshot, tree)
-	return err
-}
-
-// repoFile writes the .repo file of a channel, for the arch that dnf puts in. A host looks anew
-// each time: what is published is there for everybody at once, and nothing new costs one small
-// request. A stage of a line has a repository for each of its parts.
-func (s *Store) repoFile(w http.ResponseWriter, r *http.Request, name string) error {
-	if !goodHost(r.Host) {
-		return noFile(r.URL.Path)
-	}
-	var c Channel
-	var ts []*tree
-	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
-		if c, err = channelAt(tx, name, event.Now); err != nil {
-			return err
-		}
-		ts, err = s.treesOfSnapshot(tx, c.Snapshot)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	id := strings.ReplaceAll(c.Name, "/", "-")
-	var parts []string
-	for _, t := range ts {
-		part, _, ok := cutTree(t.name)
-		if ok || !strings.Contains(c.Name, "/") {
-			parts = append(parts, part)
-		}
-	}
-	parts = slices.Compact(parts)
-	if len(parts) == 0 {
-		parts = []string{""}
-	}
-	for _, part := range parts {
-		key, before, suffix := c.Key, "", ""
-		if part != "" {
-			before, suffix = part+".", "-"+part
-		}
-		for _, t := range ts {
-			if p, _, _ := cutTree(t.name); p == part {
-				key = t.key
-			}
-		}
-		signed := "gpgcheck=0\nrepo_gpgcheck=0\n"
-		if key != "" {
-			signed = fmt.Sprintf("gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=%s/keys/%s.asc\n", base(r), key)
-		}
-		for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
-			fmt.Fprintf(w, "[%s%s%s]\nname=%s%s%s\nmirrorlist=%s/channels/%s/%s%s/mirrorlist\nenabled=%s\n%smetadata_expire=1\n\n", id, suffix, v.suffix, c.Name, strings.Replace(suffix, "-", " ", 1), v.title, base(r), c.Name, before, v.tree, v.enabled, signed)
-		}
-	}
-	return nil
-}
+// forever lets caches keep what never changes.
+const forever = "public, max-age=31536000, immutable"
 
 // cutTree takes the name of a line's repository apart.
 func cutTree(name string) (part, tree string, ok bool) {

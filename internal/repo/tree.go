@@ -23,6 +23,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/durable"
 	"drover/internal/fault"
+	"drover/internal/repo/wire"
 	"drover/internal/rpm"
 
 	"github.com/klauspost/compress/zstd"
@@ -203,20 +204,16 @@ func (s *Store) addFile(t *tree, name string, data []byte) error {
 	return err
 }
 
-// chunkIndex tells of which chunks the files of a tree are made, so that whoever has most of
-// them fetches the others only. Its lines: the version; for each kind what stands before and
-// after the chunks (hex); then a chunk each, by the sha256 of its blob, with the sizes of its
-// members.
+// chunkIndex is the index of the chunks that a tree's files are put together from.
 func chunkIndex(t *tree, files []file, parts []part) []byte {
-	var b bytes.Buffer
-	fmt.Fprintln(&b, rpm.ChunkIndex, 1)
+	var x wire.Index
 	for k := range rpm.KindOther + 1 {
-		fmt.Fprintf(&b, "%s %x %x\n", k, files[k].Head, files[k].Tail)
+		x.Head[k], x.Tail[k] = files[k].Head, files[k].Tail
 	}
 	for i, p := range parts {
-		fmt.Fprintln(&b, "chunk", p.blob, p.size[0], p.size[1], p.size[2], t.chunks[i].n)
+		x.Chunks = append(x.Chunks, wire.Chunk{Digest: p.blob.String(), Size: p.size, Packages: t.chunks[i].n})
 	}
-	return b.Bytes()
+	return x.Text()
 }
 
 // packers is how many goroutines pack chunks.

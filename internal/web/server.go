@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Config is what a Server needs.
@@ -45,6 +47,8 @@ type Server struct {
 	reqs  atomic.Int64
 	cross *http.CrossOriginProtection
 	oops  *template.Template // the page of a failure
+
+	metrics *prometheus.Registry
 }
 
 // mux remembers what was registered, for [Server.Patterns].
@@ -77,6 +81,7 @@ func New(cfg Config) *Server {
 	hc.SchemasPath = ""
 	s.api = humago.New(s.mux, hc)
 	s.HandleFunc("GET /static/{file}", static)
+	s.newMetrics()
 	return s
 }
 
@@ -277,6 +282,33 @@ func (p *patient) Write(b []byte) (int, error) {
 	p.start(http.StatusOK)
 	_ = p.rc.SetWriteDeadline(time.Now().Add(p.idle)) // a connection that cannot has no such trouble
 	return p.ResponseWriter.Write(b)
+}
+
+// step is how many bytes must move within idle when the kernel copies them.
+const step = 1 << 20
+
+// ReadFrom implements io.ReaderFrom: it lets the connection have the kernel send a file.
+func (p *patient) ReadFrom(src io.Reader) (n int64, err error) {
+	p.start(http.StatusOK)
+	limit := int64(math.MaxInt64)
+	l, limited := src.(*io.LimitedReader)
+	if limited { // the connection looks through one of these, not through two
+		src, limit = l.R, l.N
+	}
+	for n < limit && err == nil {
+		_ = p.rc.SetWriteDeadline(time.Now().Add(p.idle)) // a connection that cannot has no such trouble
+		part := min(limit-n, step)
+		var m int64
+		m, err = io.Copy(p.ResponseWriter, &io.LimitedReader{R: src, N: part})
+		n += m
+		if m < part {
+			break
+		}
+	}
+	if limited {
+		l.N -= n
+	}
+	return n, err
 }
 
 func (p *patient) start(status int) {

@@ -120,6 +120,12 @@ func (r roots) Repos(ctx context.Context, tag, arch string) ([]wire.Repo, error)
 
 type packets struct{ s *sign.Store }
 
+// Public implements repo.Signer.
+func (p packets) Public(ctx context.Context, key string) (string, error) {
+	k, err := p.s.Key(ctx, key)
+	return k.Public, err
+}
+
 // Packets implements repo.Signer.
 func (p packets) Packets(ctx context.Context, rs []repo.SignRequest) ([][]byte, error) {
 	out := make([]sign.Request, len(rs))
@@ -356,4 +362,24 @@ func RPMBuild(tb testing.TB, spec string) (srpm string, rpms []string) {
 		}
 	}
 	return srpm, rpms
+}
+
+// BigPackage builds a noarch package big with a file of so many bytes that do not pack.
+func BigPackage(tb testing.TB, size int) (srpm string, rpms []string) {
+	tb.Helper()
+	return RPMBuild(tb, fmt.Sprintf(`Name: big
+Version: 1
+Release: 1
+Summary: A test
+License: MIT
+BuildArch: noarch
+%%define _binary_payload w.ufdio
+%%description
+A test.
+%%install
+mkdir -p %%{buildroot}/usr/share/big
+head -c %d /dev/urandom > %%{buildroot}/usr/share/big/data
+%%files
+/usr/share/big/data
+`, size))
 }

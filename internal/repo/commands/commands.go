@@ -1,4 +1,4 @@
-package repo
+package commands
 
 import (
 	"cmp"
@@ -12,6 +12,8 @@ import (
 
 	"drover/internal/cli"
 	"drover/internal/fault"
+	"drover/internal/repo"
+	"drover/internal/repo/serving"
 	"drover/internal/web"
 )
 
@@ -39,6 +41,7 @@ type LineVerbs struct {
 type ChannelVerbs struct {
 	List    channelList    `cmd:"" help:"List channels." example:"drover channel list"`
 	History channelHistory `cmd:"" help:"Where a channel pointed, newest first." example:"drover channel history stream-10"`
+	Census  channelCensus  `cmd:"" help:"How many hosts follow a channel, by week and by how long they have." example:"drover channel census stream-10"`
 	Set     channelSet     `cmd:"" help:"Move a channel to a snapshot by hand." example:"drover channel set stream-10 c837ea6f9858"`
 
 	Plan     channelPlan     `cmd:"" help:"What promoting a channel would change, and what the gate says of it." example:"drover channel plan stream-10/prod"`
@@ -64,7 +67,7 @@ type snapshotList struct {
 
 // Run lists snapshots.
 func (c snapshotList) Run(e *cli.Env) error {
-	var ss []Snapshot
+	var ss []repo.Snapshot
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots?source="+url.QueryEscape(c.Source), nil, &ss); err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ type snapshotShow struct {
 
 // Run shows a snapshot.
 func (c snapshotShow) Run(e *cli.Env) error {
-	var x Content
+	var x repo.Content
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.ID), nil, &x); err != nil {
 		return err
 	}
@@ -104,7 +107,7 @@ type snapshotDiff struct {
 
 // Run compares snapshots.
 func (c snapshotDiff) Run(e *cli.Env) error {
-	var d Diff
+	var d repo.Diff
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshots/"+url.PathEscape(c.From)+"/diff/"+url.PathEscape(c.To), nil, &d); err != nil {
 		return err
 	}
@@ -119,7 +122,7 @@ func (c snapshotDiff) Run(e *cli.Env) error {
 	})
 }
 
-func showChanges(w io.Writer, cs []Change) {
+func showChanges(w io.Writer, cs []repo.Change) {
 	if len(cs) == 0 {
 		fmt.Fprintln(w, "no package changes")
 		return
@@ -139,7 +142,7 @@ type snapshotName struct {
 
 // Run names a snapshot.
 func (c snapshotName) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/snapshots/"+url.PathEscape(c.Snapshot)+"/names/"+url.PathEscape(c.Name), note{Reason: c.Reason}, nil)
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/snapshots/"+url.PathEscape(c.Snapshot)+"/names/"+url.PathEscape(c.Name), repo.Note{Reason: c.Reason}, nil)
 }
 
 type snapshotUnname struct {
@@ -155,7 +158,7 @@ type snapshotNames struct{}
 
 // Run lists names.
 func (snapshotNames) Run(e *cli.Env) error {
-	var ns []Named
+	var ns []repo.Named
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/snapshot-names", nil, &ns); err != nil {
 		return err
 	}
@@ -172,7 +175,7 @@ type lineList struct{}
 
 // Run lists lines.
 func (lineList) Run(e *cli.Env) error {
-	var ls []Line
+	var ls []repo.Line
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/lines", nil, &ls); err != nil {
 		return err
 	}
@@ -194,7 +197,7 @@ type lineSet struct {
 
 // Run makes a line.
 func (c lineSet) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/lines/"+url.PathEscape(c.Name), Line{Name: c.Name, Parts: c.Part, Stages: c.Stage, Key: c.Key}, nil)
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/lines/"+url.PathEscape(c.Name), repo.Line{Name: c.Name, Parts: c.Part, Stages: c.Stage, Key: c.Key}, nil)
 }
 
 type lineDrop struct {
@@ -220,14 +223,14 @@ type channelPlan struct {
 
 // Run shows what a promotion would do.
 func (c channelPlan) Run(e *cli.Env) error {
-	var p Plan
+	var p repo.Plan
 	if err := e.Client.Call(e.Ctx, "GET", channelPath(c.Channel, "plan"), nil, &p); err != nil {
 		return err
 	}
 	return e.Show(p, func(w io.Writer) { showPlan(w, p) })
 }
 
-func showPlan(w io.Writer, p Plan) {
+func showPlan(w io.Writer, p repo.Plan) {
 	fmt.Fprintf(w, "%s ← %s: %.12s → %.12s\n", p.Channel, p.From, cmp.Or(p.Was, "nothing"), p.Snapshot)
 	if p.Frozen != nil {
 		fmt.Fprintf(w, "frozen by %s: %s\n", p.Frozen.Actor, p.Frozen.Reason)
@@ -250,8 +253,8 @@ type channelPromote struct {
 
 // Run promotes a channel.
 func (c channelPromote) Run(e *cli.Env) error {
-	var p Plan
-	if err := e.Client.Call(e.Ctx, "POST", channelPath(c.Channel, "promote"), Move{Reason: c.Reason, Force: c.Force}, &p); err != nil {
+	var p repo.Plan
+	if err := e.Client.Call(e.Ctx, "POST", channelPath(c.Channel, "promote"), repo.Move{Reason: c.Reason, Force: c.Force}, &p); err != nil {
 		return err
 	}
 	return e.Show(p, func(w io.Writer) { showPlan(w, p) })
@@ -265,7 +268,7 @@ type channelRollback struct {
 
 // Run moves a channel back.
 func (c channelRollback) Run(e *cli.Env) error {
-	var x Channel
+	var x repo.Channel
 	if err := e.Client.Call(e.Ctx, "POST", channelPath(c.Channel, "rollback"), map[string]string{"to": c.To, "reason": c.Reason}, &x); err != nil {
 		return err
 	}
@@ -278,8 +281,8 @@ type keepFlags struct {
 	For    time.Duration `help:"How long, such as 72h; until it is taken back when not given."`
 }
 
-func (k keepFlags) note() note {
-	n := note{Reason: k.Reason}
+func (k keepFlags) note() repo.Note {
+	n := repo.Note{Reason: k.Reason}
 	if k.For > 0 {
 		n.Expires = time.Now().Add(k.For)
 	}
@@ -332,7 +335,7 @@ type channelHolds struct {
 
 // Run lists holds.
 func (c channelHolds) Run(e *cli.Env) error {
-	var hs []Hold
+	var hs []repo.Hold
 	if err := e.Client.Call(e.Ctx, "GET", channelPath(c.Channel, "holds"), nil, &hs); err != nil {
 		return err
 	}
@@ -350,7 +353,7 @@ func (c channelHolds) Run(e *cli.Env) error {
 }
 
 func showChannels(e *cli.Env, path string) error {
-	var cs []Channel
+	var cs []repo.Channel
 	if err := e.Client.Call(e.Ctx, "GET", path, nil, &cs); err != nil {
 		return err
 	}
@@ -381,6 +384,25 @@ func (c channelHistory) Run(e *cli.Env) error {
 	return showChannels(e, "/api/v1/channels/"+url.PathEscape(c.Channel)+"/history")
 }
 
+type channelCensus struct {
+	Channel string `arg:"" help:"Name of the channel."`
+}
+
+// Run shows the census of a channel.
+func (c channelCensus) Run(e *cli.Env) error {
+	var cs []serving.Hosts
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/channels/"+url.PathEscape(c.Channel)+"/census", nil, &cs); err != nil {
+		return err
+	}
+	return e.Show(cs, func(w io.Writer) {
+		cli.Table(w, "WEEK AGE HOSTS", func(row func(...any)) {
+			for _, x := range cs {
+				row(x.Week.Format(time.DateOnly), x.Age, x.Hosts)
+			}
+		})
+	})
+}
+
 type channelSet struct {
 	Channel  string `arg:"" help:"Name of the channel."`
 	Snapshot string `arg:"" help:"Snapshot, or the first letters of it."`
@@ -395,7 +417,7 @@ type mirrorList struct{}
 
 // Run lists mirrors.
 func (mirrorList) Run(e *cli.Env) error {
-	var ms []Mirror
+	var ms []repo.Mirror
 	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/mirrors", nil, &ms); err != nil {
 		return err
 	}
@@ -436,7 +458,7 @@ func (c mirrorSync) Run(e *cli.Env) error {
 	defer resp.Body.Close()
 	dec := json.NewDecoder(resp.Body)
 	for {
-		var l syncLine
+		var l repo.SyncLine
 		if err := dec.Decode(&l); err != nil {
 			return fault.Unavailable("answer_cut", "the server went away during the sync").Wrap(err).Fix("sync again: it goes on where it was")
 		}
