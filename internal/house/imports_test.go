@@ -10,7 +10,7 @@ import (
 )
 
 // leaves know no domain; they may import each other.
-var leaves = strings.Fields("fault durable db event blob fetch bus auth web cli rpm sandbox jinja yaml11 teststream")
+var leaves = strings.Fields("fault durable db event blob fetch bus auth web cli rpm solve sandbox jinja yaml11 teststream")
 
 // domains says which domains a domain may import directly. What those import is
 // allowed as well. Up-calls go by event or by an interface that the caller declares.
