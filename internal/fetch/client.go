@@ -185,6 +185,11 @@ func (b *body) Read(p []byte) (int, error) {
 	b.stall.Stop()
 	b.waited += time.Since(began)
 	b.came += int64(n)
+	for _, l := range b.c.cfg.Limits {
+		if lerr := l.WaitN(b.ctx, n); lerr != nil {
+			return n, lerr
+		}
+	}
 	if err != nil {
 		if cause := context.Cause(b.ctx); cause != nil && !errors.Is(err, io.EOF) {
 			err = cause
@@ -196,11 +201,6 @@ func (b *body) Read(p []byte) (int, error) {
 			return n, errSlow
 		}
 		b.waited, b.came = 0, 0
-	}
-	for _, l := range b.c.cfg.Limits {
-		if err := l.WaitN(b.ctx, n); err != nil {
-			return n, err
-		}
 	}
 	return n, nil
 }

@@ -192,24 +192,24 @@ func (c *Client) run(ctx context.Context, o *Origins, t *task, try func(context.
 func (o *Origins) failed(t *task) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var did []error
+	var did []string
 	seen := map[kind]int{}
 	for _, x := range o.all {
 		s := t.by[x]
 		switch {
 		case s != nil && s.last != nil:
 			seen[s.last.kind]++
-			did = append(did, fmt.Errorf("%s %s", x.name, s.last.what))
+			did = append(did, x.name+" "+s.last.what)
 		case x.rest.After(time.Now()):
 			seen[away]++
-			did = append(did, fmt.Errorf("%s is left alone until %s: it %s", x.name, x.rest.UTC().Format(time.RFC3339), x.said))
+			did = append(did, fmt.Sprintf("%s is left alone until %s: it %s", x.name, x.rest.UTC().Format(time.RFC3339), x.said))
 		}
 	}
 	name := t.w.Href
 	if name == "" {
 		name = "the file"
 	}
-	all := &listed{did}
+	all := errors.New(strings.Join(did, "; "))
 	switch {
 	case seen[away]+seen[busy] > 0:
 		return fault.Unavailable("fetch_away", "%.200q can't be fetched now", name).Wrap(all).Fix("check addresses and network, then try again: what has come is kept")
@@ -223,18 +223,6 @@ func (o *Origins) failed(t *task) error {
 		return fault.Denied("fetch_denied", "%.200q is not given to us", name).Wrap(all).Fix("check user, password and client certificate")
 	}
 	return fault.NotFound("fetch_missing", "%.200q is not there", name).Wrap(all)
-}
-
-// listed is several errors in one line.
-type listed struct{ errs []error }
-
-// Error implements error.
-func (l *listed) Error() string {
-	s := make([]string, len(l.errs))
-	for i, err := range l.errs {
-		s[i] = err.Error()
-	}
-	return strings.Join(s, "; ")
 }
 
 // got is a file that is whole and checked.
@@ -322,12 +310,14 @@ func (c *Client) file(ctx context.Context, o *Origins, t *task) (*got, error) {
 		return nil, errors.Join(err, t.part.close())
 	case err != nil:
 		return nil, err
-	case g != nil && t.part != nil:
-		return g, t.part.remove()
-	case g != nil:
-		return g, nil
+	case g == nil:
+		return t.part.got()
+	case t.part != nil: // a directory had it
+		if err := t.part.remove(); err != nil {
+			return nil, errors.Join(err, g.done(false))
+		}
 	}
-	return t.part.got()
+	return g, nil
 }
 
 func (p *part) got() (*got, error) {
@@ -444,7 +434,8 @@ func (c *Client) receive(b *body, t *task) (n int64, bad *trouble) {
 	}
 }
 
-// answer says what is wrong with a status, or nil.
+// answer says what is wrong with a status, or nil. What comes with a wrong one is read, so that
+// the connection can be kept.
 func answer(resp *http.Response, ranged bool) *trouble {
 	t := &trouble{kind: refused, what: "answers " + resp.Status}
 	switch code := resp.StatusCode; {
@@ -459,6 +450,7 @@ func answer(resp *http.Response, ranged bool) *trouble {
 	case code >= 500 || code == http.StatusRequestTimeout || code == http.StatusRequestedRangeNotSatisfiable && ranged:
 		t.kind = away
 	}
+	_, _ = io.CopyN(io.Discard, resp.Body, 4096)
 	return t
 }
 

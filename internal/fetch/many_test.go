@@ -245,8 +245,8 @@ func TestAllSpeedsUp(t *testing.T) {
 	if err := client(t, nil).All(t.Context(), o, j); err != nil {
 		t.Fatal(err)
 	}
-	if most.Load() < 10 || most.Load() > 16 {
-		t.Fatalf("%d at once, want 10 to 16", most.Load())
+	if most.Load() <= 5 || most.Load() > 16 {
+		t.Fatalf("%d at once, want more than it began with and at most 16", most.Load())
 	}
 }
 
