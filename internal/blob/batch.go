@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,15 +16,14 @@ import (
 // the disk once and not for each file.
 //
 //	Put:    staging/N: open(O_CREAT|O_EXCL) flock write… fchmod sync_file_range(WRITE)
-//	Commit: fsync of each staging/N
+//	Commit: fsync of each staging/N, several at once
 //	        renameat(staging/N, sha256/ab/abcdef…) for each
 //	        open(sha256/ab) fsync close for each directory that got a name
 //
 // What holds at any moment: no name leads to bytes that are not durable; until Commit has
 // returned without error nothing of the batch is promised, and before it began nothing of it
-// can be seen, but for what was there before. It is fsync for each file and not syncfs: that
-// would wait for what everybody else writes on the file system, and is no faster once
-// writing has begun.
+// can be seen, but for what was there before. It is fsync for each file and not syncfs, which
+// would wait for what everybody else writes on the file system.
 //
 // Put may be called by many at the same time. A file stays open for each blob, and the
 // margin of DeleteOld runs: commit within seconds and after a few hundred. An empty Batch
@@ -34,6 +34,9 @@ type Batch struct {
 	staged []*intake
 	await  map[string]awaited // by shard: changes of names that must be durable
 }
+
+// flushes is how many a Commit has under way.
+const flushes = 16
 
 type awaited struct {
 	d      Digest // any of the shard
@@ -112,10 +115,14 @@ func (b *Batch) Commit() (err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	defer func() { err = errors.Join(err, b.discard()) }()
+	// Flushes that wait at the same time are one for the disk.
+	var g errgroup.Group
+	g.SetLimit(flushes)
 	for _, in := range b.staged {
-		if err := in.file.Sync(); err != nil {
-			return b.s.full(err)
-		}
+		g.Go(in.file.Sync)
+	}
+	if err := g.Wait(); err != nil {
+		return b.s.full(err)
 	}
 	for _, in := range b.staged {
 		change, err := b.s.place(in.file, in.digest())
@@ -129,11 +136,9 @@ func (b *Batch) Commit() (err error) {
 		in.file = nil // its name in staging is another's from now on
 	}
 	for _, w := range b.await {
-		if err := b.s.settle(w.d, w.change); err != nil {
-			return err
-		}
+		g.Go(func() error { return b.s.settle(w.d, w.change) })
 	}
-	return nil
+	return g.Wait()
 }
 
 // Discard forgets what was put since the last Commit; after a Commit it does nothing.

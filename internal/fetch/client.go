@@ -6,13 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -48,9 +46,7 @@ type Config struct {
 type Client struct {
 	cfg     Config
 	http    *http.Client
-	buffers sync.Pool   // of *[]byte, chunk long
-	free    chan string // names of files without content, see retire
-	frees   atomic.Int64
+	buffers sync.Pool // of *[]byte, chunk long
 }
 
 const (
@@ -96,24 +92,15 @@ func New(cfg Config) (*Client, error) {
 	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, free: make(chan string, 2*cfg.Workers+takers*batchFiles)}
+	c := &Client{cfg: cfg}
 	// Redirects are followed by get, which has more to say about them.
 	c.http = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	c.buffers.New = func() any { b := make([]byte, chunk); return &b }
 	return c, nil
 }
 
-// Close ends idle connections and clears up. Nothing may be under way any more.
-func (c *Client) Close() error {
-	c.http.CloseIdleConnections()
-	var err error
-	for len(c.free) > 0 {
-		if rerr := os.Remove(<-c.free); !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
-		}
-	}
-	return err
-}
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 func (cfg *Config) transport() (*http.Transport, error) {
 	t := &http.Transport{

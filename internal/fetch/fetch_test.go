@@ -35,11 +35,7 @@ func client(t testing.TB, change func(*fetch.Config)) *fetch.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(c.Close)
 	return c
 }
 
@@ -98,7 +94,7 @@ func code(t testing.TB, err error, want string, says ...string) {
 	}
 }
 
-// left is what lies in the client's directory, but for retired files.
+// left is what lies in the client's directory.
 func left(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -106,9 +102,7 @@ func left(t testing.TB, dir string) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "free-") {
-			names = append(names, e.Name())
-		}
+		names = append(names, e.Name())
 	}
 	return names
 }

@@ -327,7 +327,7 @@ func (p *paced) count(n int64) {
 }
 
 // fetchAll is the child: it fetches what its store has not, as a mirror does.
-func fetchAll(url, dir, list string) (err error) {
+func fetchAll(url, dir, list string) error {
 	s, err := blob.Open(filepath.Join(dir, "blobs"))
 	if err != nil {
 		return err
@@ -336,7 +336,7 @@ func fetchAll(url, dir, list string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.Close()) }()
+	defer c.Close()
 	o, err := fetch.NewOrigins(fetch.Origin{URL: url})
 	if err != nil {
 		return err
@@ -551,7 +551,7 @@ func fillDisk(url, dir string) error {
 		if f := fault.As(err); fault.Code(err) != "disk_full" || f.Remedy == "" {
 			return fmt.Errorf("got %w, want disk_full with a remedy", err)
 		}
-		if left, err := os.ReadDir(filepath.Join(dir, "partial")); err != nil || len(left) > 1 {
+		if left, err := os.ReadDir(filepath.Join(dir, "partial")); err != nil || len(left) != 0 {
 			return fmt.Errorf("left over: %v %w", left, err)
 		}
 	}

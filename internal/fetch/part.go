@@ -7,7 +7,6 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -48,7 +47,6 @@ func newHash(algo string) (hash.Hash, error) {
 // holds byte 1. It is removed under the exclusive lock of both: hence never while somebody
 // waits for it, who then finds it whole.
 type part struct {
-	c    *Client
 	f    *os.File
 	path string
 	sum  hash.Hash // of the first size bytes
@@ -85,7 +83,7 @@ func (c *Client) open(ctx context.Context, w *Want) (*part, error) {
 		}
 		return &part{f: f, sum: sum}, os.Remove(f.Name())
 	}
-	p := &part{c: c, path: filepath.Join(c.cfg.Dir, w.Algo+"-"+w.Sum), sum: sum}
+	p := &part{path: filepath.Join(c.cfg.Dir, w.Algo+"-"+w.Sum), sum: sum}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		mine, err := p.tryOpen()
 		if err != nil {
@@ -109,7 +107,6 @@ func (c *Client) open(ctx context.Context, w *Want) (*part, error) {
 // open to show that somebody waits.
 func (p *part) tryOpen() (mine bool, err error) {
 	if p.f == nil {
-		p.c.reuse(p.path)
 		f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return false, err
@@ -196,42 +193,9 @@ func (p *part) remove() error {
 	}
 	alone, err := claim(p.f, lockInterest, unix.F_WRLCK)
 	if alone {
-		err = p.c.retire(p)
+		err = os.Remove(p.path)
 	}
 	return errors.Join(err, p.close())
-}
-
-// retire takes the name from a part. The file is kept for another one: ext4 looks at each inode
-// that was freed of late whenever it makes a file, and thousands of them make that slow.
-func (c *Client) retire(p *part) error {
-	free := fmt.Sprintf("%s%d-%d", filepath.Join(c.cfg.Dir, "free-"), os.Getpid(), c.frees.Add(1))
-	err := p.f.Truncate(0)
-	if err == nil {
-		err = os.Rename(p.path, free)
-	}
-	if err == nil {
-		select {
-		case c.free <- free:
-			return nil
-		default: // enough of them
-			return os.Remove(free)
-		}
-	}
-	return err
-}
-
-// reuse gives a retired file the name path if there is none. It is no matter if it can't.
-func (c *Client) reuse(path string) {
-	if _, err := os.Lstat(path); err == nil {
-		return
-	}
-	select {
-	case free := <-c.free:
-		if err := unix.Renameat2(unix.AT_FDCWD, free, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {
-			_ = os.Remove(free)
-		}
-	default:
-	}
 }
 
 // Sweep removes what nobody works on and was last written to before the given time: files whose
@@ -246,11 +210,11 @@ func (c *Client) Sweep(before time.Time) (int, error) {
 		info, err := e.Info()
 		algo, sum, _ := strings.Cut(e.Name(), "-")
 		_, herr := newHash(algo)
-		ours := algo == "unnamed" || algo == "free" || herr == nil
+		ours := algo == "unnamed" || herr == nil
 		if err != nil || !ours || algo == "" || sum == "" || !info.Mode().IsRegular() || !info.ModTime().Before(before) {
 			continue // gone meanwhile, not ours, or young
 		}
-		p := &part{c: c, path: filepath.Join(c.cfg.Dir, e.Name())}
+		p := &part{path: filepath.Join(c.cfg.Dir, e.Name())}
 		mine, err := p.tryOpen()
 		if err == nil && mine {
 			n++
