@@ -66,6 +66,8 @@ type line struct {
 	Sign     sign.Verbs             `cmd:"" help:"Signing keys."`
 	Snapshot commands.SnapshotVerbs `cmd:"" help:"Snapshots: immutable sets of packages."`
 	Channel  commands.ChannelVerbs  `cmd:"" help:"Channels: pointers to snapshots that hosts follow."`
+	Search   commands.SearchVerb    `cmd:"" help:"Search packages by name, file, provided name or changelog." example:"drover search '*/sshd_config' --channel stream-10/prod --in file"`
+	RPM      commands.RPMVerb       `cmd:"" name:"rpm" help:"Which versions of a package the channels have." example:"drover rpm openssl-libs"`
 	Line     commands.LineVerbs     `cmd:"" help:"Lines of channels that a change goes through: dev, test, prod."`
 	Mirror   commands.MirrorVerbs   `cmd:"" help:"Mirrors of upstream repositories."`
 	Why      prov.Verb              `cmd:"" help:"Where a file or package came from: commit, pusher, builder, signer." example:"drover why /usr/bin/hello\ndrover why hello-1.0-1.el10.x86_64"`

@@ -28,6 +28,7 @@ import (
 	"drover/internal/prov"
 	"drover/internal/release"
 	"drover/internal/repo"
+	"drover/internal/repo/routes"
 	"drover/internal/sign"
 	"drover/internal/web"
 
@@ -204,6 +205,8 @@ func (s *Server) routes() {
 	s.Web.Menu("Tasks", "/tasks")
 	s.Web.Menu("Tags", "/tags")
 	s.Web.Menu("Snapshots", "/snapshots")
+	s.Web.Menu("Lines", "/lines")
+	s.Web.Menu("Search", "/search")
 	s.Web.Menu("Events", "/events")
 	s.Auth.Routes(s.Web)
 	event.Routes(s.Web, s.DB, auth.Need)
@@ -213,7 +216,7 @@ func (s *Server) routes() {
 	s.Build.Routes(s.Web)
 	s.Release.Routes(s.Web, s.Build)
 	s.Sign.Routes(s.Web)
-	s.Repo.Routes(s.Web)
+	routes.Add(s.Web, s.Repo)
 	s.Prov.Routes(s.Web)
 	s.auditBlobs()
 	s.overview()

@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -174,6 +173,12 @@ func (s *Store) Rollback(ctx context.Context, channel, to, reason string) (c Cha
 		return err
 	})
 	return c, err
+}
+
+// Note is why something is kept as it is, and until when.
+type Note struct {
+	Reason  string    `json:"reason" maxLength:"1000"`
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 // Freeze is what keeps a channel where it is.
@@ -766,12 +771,4 @@ func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error)
 		out = append(out, c)
 	}
 	return out, nil
-}
-
-// Summary is the verdict in a few words.
-func (v Verdict) Summary() string {
-	if v.OK {
-		return "the gate is open"
-	}
-	return fmt.Sprintf("%d findings, the first: %s", len(v.Findings), v.Findings[0].Text)
 }

@@ -25,6 +25,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/rpm"
+	"drover/internal/web"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -648,4 +649,11 @@ func Client() *http.Client {
 		}
 		return nil
 	}}
+}
+
+// SyncLine is a line of a sync's answer: progress, and at the end the snapshot or the fault.
+type SyncLine struct {
+	Progress
+	Snapshot string       `json:"snapshot,omitempty"`
+	Problem  *web.Problem `json:"problem,omitempty"`
 }

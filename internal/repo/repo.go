@@ -25,6 +25,7 @@ import (
 	"drover/internal/release"
 	"drover/internal/repo/serving"
 	"drover/internal/rpm"
+	"drover/internal/solve"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/singleflight"
@@ -73,6 +74,9 @@ type Store struct {
 	hashed  map[string][3]checkpoints // by the key of a tree
 	trees   map[string]tree           // by id
 	lists   map[string][]place        // by chunk
+	gateMu  sync.Mutex                // guards what follows
+	pool    *solve.Pool
+	gates   map[string]gateData // by chunk, of pool
 }
 
 // New makes a Store.

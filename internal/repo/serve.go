@@ -18,6 +18,7 @@ import (
 	"drover/internal/fault"
 	"drover/internal/repo/serving"
 	"drover/internal/rpm"
+	"drover/internal/web"
 )
 
 // what is a file of a tree: metadata, or a package.
@@ -482,4 +483,20 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 		}
 	}
 	return out[0], out[1], nil
+}
+
+// FileRoutes adds the routes of the files that hosts and sites fetch.
+func (s *Store) FileRoutes(srv *web.Server) {
+	n := serving.NewCounters(srv)
+	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", n.Metered(serving.KindMetadata, s.snapshotFile))
+	srv.HandleFunc("GET /channels/{rest...}", n.Metered(serving.KindMetadata, s.channels))
+	srv.HandleFunc("GET /chunks/{sum}", n.Metered(serving.KindChunk, s.chunkFile))
+}
+
+// Census tells how many hosts follow a channel.
+func (s *Store) Census(ctx context.Context, channel string) ([]serving.Hosts, error) {
+	if _, err := s.Channel(ctx, channel, ""); err != nil {
+		return nil, err
+	}
+	return s.counts.Of(ctx, channel)
 }

@@ -15,6 +15,7 @@ type File struct {
 	Group  string
 	Inode  uint32 // tells hard links of one package from each other, no more
 	Rdev   uint16
+	Color  uint32 // 1 for a 32-bit binary, 2 for a 64-bit one, 0 for what is none
 }
 
 // Types of files in File.Mode.
@@ -67,7 +68,7 @@ func (h Header) FileWalk() (FileWalk, error) {
 		w.bases, w.old = h.walk(OldFilenames), true
 	}
 	n := int(w.bases.left)
-	for _, t := range [...]Tag{FileModes, FileFlags, FileSizes, LongFileSize, FileMtimes, FileDigests, FileLinktos, FileUser, FileGroup, FileInodes, FileRdevs} {
+	for _, t := range [...]Tag{FileModes, FileFlags, FileSizes, LongFileSize, FileMtimes, FileDigests, FileLinktos, FileUser, FileGroup, FileInodes, FileRdevs, FileColors} {
 		if e, ok := h.find(t); ok && int(e.count) != n {
 			return w, bad("%d files, %d values of tag %d", n, e.count, t)
 		}
@@ -143,7 +144,7 @@ func (h Header) Files() ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	sizes, mtimes, inodes, rdevs := h.Ints(FileSizes), h.Ints(FileMtimes), h.Ints(FileInodes), h.Ints(FileRdevs)
+	sizes, mtimes, inodes, rdevs, colors := h.Ints(FileSizes), h.Ints(FileMtimes), h.Ints(FileInodes), h.Ints(FileRdevs), h.Ints(FileColors)
 	if h.Has(LongFileSize) {
 		sizes = h.Ints(LongFileSize)
 	}
@@ -165,7 +166,7 @@ func (h Header) Files() ([]File, error) {
 			return nil, bad("a file of %d bytes", s)
 		}
 		last = File{Path: string(w.dir) + string(w.Base()), Mode: w.Mode(), Flags: w.Flags(), Size: sizes.At(w.i), Mtime: uint32(mtimes.At(w.i)), Digest: next(&digests, ""),
-			Linkto: next(&links, ""), User: next(&users, last.User), Group: next(&groups, last.Group), Inode: uint32(inodes.At(w.i)), Rdev: uint16(rdevs.At(w.i))}
+			Linkto: next(&links, ""), User: next(&users, last.User), Group: next(&groups, last.Group), Inode: uint32(inodes.At(w.i)), Rdev: uint16(rdevs.At(w.i)), Color: uint32(colors.At(w.i))}
 		out = append(out, last)
 	}
 	if w.room < 0 {

@@ -152,3 +152,27 @@ func ChangelogOf(other []byte) (out []string) {
 	slices.Reverse(out)
 	return out
 }
+
+// FilesOf calls fn for each file of a package's entry in filelists.xml, with its type: "" for a
+// file, "dir" or "ghost". What is no such entry has none.
+func FilesOf(filelists []byte, fn func(path, typ string)) {
+	x := newScanner(bytes.NewReader(filelists))
+	for {
+		t, err := x.element()
+		if err != nil {
+			return
+		}
+		if string(t.name) != "file" || t.end {
+			continue
+		}
+		typ, err := t.attr("type")
+		if err != nil {
+			return
+		}
+		path, err := x.text(t)
+		if err != nil {
+			return
+		}
+		fn(path, typ)
+	}
+}

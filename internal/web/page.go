@@ -146,6 +146,7 @@ func Funcs() template.FuncMap {
 		"exact": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 		"bytes": Bytes,
 		"took":  Took,
+		"add":   func(a, b int) int { return a + b },
 		"short": func(s string) string { return s[:min(12, len(s))] },
 		"join":  strings.Join,
 		"split": strings.Fields,

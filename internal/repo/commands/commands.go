@@ -476,3 +476,55 @@ func (c mirrorSync) Run(e *cli.Env) error {
 		}
 	}
 }
+
+// SearchVerb is `drover search`.
+type SearchVerb struct {
+	Query   string `arg:"" help:"Part of it, or a pattern with * and ?."`
+	Channel string `required:"" help:"Channel, or a snapshot: its id, a name, CHANNEL@TIME."`
+	In      string `default:"name" enum:"name,file,provides,changelog" help:"What to search in: ${enum}."`
+}
+
+// Run searches packages.
+func (c SearchVerb) Run(e *cli.Env) error {
+	var f struct {
+		Hits []repo.Hit `json:"hits"`
+		More bool       `json:"more"`
+	}
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/search?channel="+url.QueryEscape(c.Channel)+"&in="+c.In+"&q="+url.QueryEscape(c.Query), nil, &f); err != nil {
+		return err
+	}
+	if f.More {
+		e.Say("there is more: say it more exactly")
+	}
+	return e.Show(f, func(w io.Writer) {
+		cli.Table(w, "PACKAGE TREE MATCH", func(row func(...any)) {
+			for _, h := range f.Hits {
+				for _, m := range h.Match {
+					row(h.NEVRA, h.Tree, m)
+				}
+			}
+		})
+	})
+}
+
+// RPMVerb is `drover rpm`.
+type RPMVerb struct {
+	Name string `arg:"" help:"Name of a package."`
+}
+
+// Run shows which versions the channels have.
+func (c RPMVerb) Run(e *cli.Env) error {
+	var ss []repo.Standing
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/rpms/"+url.PathEscape(c.Name), nil, &ss); err != nil {
+		return err
+	}
+	return e.Show(ss, func(w io.Writer) {
+		cli.Table(w, "CHANNEL SNAPSHOT PACKAGE", func(row func(...any)) {
+			for _, x := range ss {
+				for _, n := range x.NEVRAs {
+					row(x.Channel, x.Snapshot[:12], n)
+				}
+			}
+		})
+	})
+}

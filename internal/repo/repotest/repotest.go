@@ -25,6 +25,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/release"
 	"drover/internal/repo"
+	"drover/internal/repo/routes"
 	"drover/internal/rpm"
 	"drover/internal/sign"
 	"drover/internal/sign/signer"
@@ -83,7 +84,7 @@ func New(tb testing.TB, d *db.DB) *House {
 	h.Build.Routes(h.Web)
 	h.Release.Routes(h.Web, h.Build)
 	h.Sign.Routes(h.Web)
-	h.Repo.Routes(h.Web)
+	routes.Add(h.Web, h.Repo)
 	ts := httptest.NewServer(h.Web)
 	h.URL = ts.URL
 	h.Client = &web.Client{Base: h.URL, HTTP: http.DefaultClient}

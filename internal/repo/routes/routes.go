@@ -1,6 +1,7 @@
-package repo
+package routes
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 
 	"drover/internal/cli"
 	"drover/internal/fault"
+	"drover/internal/repo"
 	"drover/internal/repo/serving"
 	"drover/internal/repo/wire"
 	"drover/internal/web"
@@ -28,13 +30,10 @@ type ByName struct {
 	Name string `path:"name" maxLength:"100"`
 }
 
-// Routes adds the routes of snapshots, channels and mirrors.
-func (s *Store) Routes(srv *web.Server) {
+// Add adds the routes of snapshots, channels and mirrors.
+func Add(srv *web.Server, s *repo.Store) {
 	const tag = "repo"
-	n := serving.NewCounters(srv)
-	srv.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", n.Metered(serving.KindMetadata, s.snapshotFile))
-	srv.HandleFunc("GET /channels/{rest...}", n.Metered(serving.KindMetadata, s.channels))
-	srv.HandleFunc("GET /chunks/{sum}", n.Metered(serving.KindChunk, s.chunkFile))
+	s.FileRoutes(srv)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/follow", ID: "channel-follow", Summary: "Where a channel points, as soon as that is no longer the given snapshot", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
@@ -48,20 +47,20 @@ func (s *Store) Routes(srv *web.Server) {
 			if _, err := s.Channel(ctx, in.Name, ""); err != nil {
 				return nil, err
 			}
-			return s.counts.Of(ctx, in.Name)
+			return s.Census(ctx, in.Name)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots", ID: "snapshot-list", Summary: "List snapshots, newest first", Tag: tag},
 		func(ctx context.Context, in *struct {
 			Source string `query:"source" maxLength:"100" doc:"only of this tag or mirror"`
 			Before int64  `query:"before"`
-		}) ([]Snapshot, error) {
+		}) ([]repo.Snapshot, error) {
 			return s.Snapshots(ctx, in.Source, in.Before, 100)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}", ID: "snapshot-show", Summary: "A snapshot with its packages", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ID    string `path:"id" maxLength:"120"`
 			Trees string `query:"trees" enum:"all,none" default:"all" doc:"none: without its packages"`
-		}) (Content, error) {
+		}) (repo.Content, error) {
 			if in.Trees == "none" {
 				return s.Bare(ctx, in.ID)
 			}
@@ -71,7 +70,7 @@ func (s *Store) Routes(srv *web.Server) {
 		func(ctx context.Context, in *struct {
 			ID   string `path:"id" maxLength:"120"`
 			Tree string `query:"tree" maxLength:"100"`
-		}) ([]TreeFile, error) {
+		}) ([]repo.TreeFile, error) {
 			return s.Files(ctx, in.ID, in.Tree)
 		})
 	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/snapshots/sweep", ID: "snapshot-sweep", Summary: "Remove what nothing keeps", Tag: tag},
@@ -79,37 +78,37 @@ func (s *Store) Routes(srv *web.Server) {
 			Body struct {
 				Dry bool `json:"dry,omitempty"`
 			}
-		}) (Swept, error) {
+		}) (repo.Swept, error) {
 			return s.Sweep(ctx, in.Body.Dry)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshots/{id}/diff/{to}", ID: "snapshot-diff", Summary: "What differs between two snapshots", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" maxLength:"120"`
 			To string `path:"to" maxLength:"120"`
-		}) (Diff, error) {
+		}) (repo.Diff, error) {
 			return s.Diff(ctx, in.ID, in.To)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels", ID: "channel-list", Summary: "List channels", Tag: tag},
-		func(ctx context.Context, _ *none) ([]Channel, error) { return s.Channels(ctx) })
+		func(ctx context.Context, _ *none) ([]repo.Channel, error) { return s.Channels(ctx) })
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}", ID: "channel-show", Summary: "A channel, now or at a point in history", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
 			At string `query:"at" maxLength:"40"`
-		}) (Channel, error) {
+		}) (repo.Channel, error) {
 			return s.Channel(ctx, in.Name, in.At)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/tags/{name}/published", ID: "tag-published", Summary: "Wait up to a minute until the newest change of a tag is published", Tag: tag},
-		func(ctx context.Context, in *ByName) (Channel, error) {
+		func(ctx context.Context, in *ByName) (repo.Channel, error) {
 			if _, err := s.Release.Tag(ctx, in.Name, ""); err != nil {
-				return Channel{}, err
+				return repo.Channel{}, err
 			}
 			if err := s.Published(ctx, in.Name); err != nil {
-				return Channel{}, err
+				return repo.Channel{}, err
 			}
 			return s.Channel(ctx, in.Name, "")
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/history", ID: "channel-history", Summary: "Where a channel pointed, newest first", Tag: tag},
-		func(ctx context.Context, in *ByName) ([]Channel, error) { return s.History(ctx, in.Name) })
+		func(ctx context.Context, in *ByName) ([]repo.Channel, error) { return s.History(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}", ID: "channel-point", Summary: "Move a channel to a snapshot", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
@@ -119,9 +118,10 @@ func (s *Store) Routes(srv *web.Server) {
 		}) (none, error) {
 			return none{}, s.Point(ctx, in.Name, in.Body.Snapshot)
 		})
-	s.channelRoutes(srv)
+	channelRoutes(srv, s)
+	searchRoutes(srv, s)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/mirrors", ID: "mirror-list", Summary: "List mirrors", Tag: tag},
-		func(ctx context.Context, _ *none) ([]Mirror, error) { return s.Mirrors(ctx) })
+		func(ctx context.Context, _ *none) ([]repo.Mirror, error) { return s.Mirrors(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/mirrors/{name}", ID: "mirror-set", Summary: "Add a mirror or change its address", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
@@ -130,15 +130,15 @@ func (s *Store) Routes(srv *web.Server) {
 				Arch string `json:"arch"`
 			}
 		}) (none, error) {
-			return none{}, s.SetMirror(ctx, Mirror{Name: in.Name, URL: in.Body.URL, Arch: in.Body.Arch})
+			return none{}, s.SetMirror(ctx, repo.Mirror{Name: in.Name, URL: in.Body.URL, Arch: in.Body.Arch})
 		})
-	srv.HandleFunc("POST /api/v1/mirrors/{name}/sync", s.syncHTTP)
+	srv.HandleFunc("POST /api/v1/mirrors/{name}/sync", func(w http.ResponseWriter, r *http.Request) error { return syncHTTP(s, w, r) })
 	srv.Page("GET /snapshots", pages, "pages/snapshots.html", func(r *http.Request) (web.Page, error) {
 		const limit = 100
 		var data struct {
-			Channels  web.Rows[Channel]  `json:"channels"`
-			Mirrors   web.Rows[Mirror]   `json:"mirrors"`
-			Snapshots web.Rows[Snapshot] `json:"snapshots"`
+			Channels  web.Rows[repo.Channel]  `json:"channels"`
+			Mirrors   web.Rows[repo.Mirror]   `json:"mirrors"`
+			Snapshots web.Rows[repo.Snapshot] `json:"snapshots"`
 		}
 		ctx, q := r.Context(), r.URL.Query()
 		source := q.Get("source")
@@ -147,20 +147,20 @@ func (s *Store) Routes(srv *web.Server) {
 		if err != nil {
 			return web.Page{}, err
 		}
-		channels = slices.DeleteFunc(channels, func(c Channel) bool { return source != "" && c.Name != source })
-		data.Channels = web.Cut(r, channels, limit, func(c Channel) string { return c.Name })
+		channels = slices.DeleteFunc(channels, func(c repo.Channel) bool { return source != "" && c.Name != source })
+		data.Channels = web.Cut(r, channels, limit, func(c repo.Channel) string { return c.Name })
 		mirrors, err := s.Mirrors(ctx)
 		if err != nil {
 			return web.Page{}, err
 		}
-		mirrors = slices.DeleteFunc(mirrors, func(m Mirror) bool { return source != "" && m.Name != source })
-		data.Mirrors = web.Rows[Mirror]{Rows: mirrors, Total: int64(len(mirrors))}
+		mirrors = slices.DeleteFunc(mirrors, func(m repo.Mirror) bool { return source != "" && m.Name != source })
+		data.Mirrors = web.Rows[repo.Mirror]{Rows: mirrors, Total: int64(len(mirrors))}
 		total, err := s.Count(ctx, source)
 		if err != nil {
 			return web.Page{}, err
 		}
 		ss, err := s.Snapshots(ctx, source, before, limit+1)
-		data.Snapshots = web.MakeRows(r, ss, limit, total, "before", func(x Snapshot) any { return x.Since })
+		data.Snapshots = web.MakeRows(r, ss, limit, total, "before", func(x repo.Snapshot) any { return x.Since })
 		cmd := "drover snapshot list"
 		if source != "" {
 			cmd += " --source " + cli.Quote(source)
@@ -169,10 +169,10 @@ func (s *Store) Routes(srv *web.Server) {
 	})
 	srv.Page("GET /snapshots/{id}", pages, "pages/snapshot.html", func(r *http.Request) (web.Page, error) {
 		var data struct {
-			Snapshot
-			Trees    []treeSize        `json:"trees"`
-			Tree     string            `json:"tree"` // whose packages are shown
-			Contents web.Rows[Package] `json:"contents"`
+			repo.Snapshot
+			Trees    []treeSize             `json:"trees"`
+			Tree     string                 `json:"tree"` // whose packages are shown
+			Contents web.Rows[repo.Package] `json:"contents"`
 		}
 		q := r.URL.Query()
 		c, err := s.Content(r.Context(), r.PathValue("id"))
@@ -186,31 +186,25 @@ func (s *Store) Routes(srv *web.Server) {
 				data.Tree = t
 			}
 		}
-		ps := slices.DeleteFunc(c.Trees[data.Tree], func(p Package) bool { return !strings.Contains(p.File, q.Get("q")) })
-		data.Contents = web.Cut(r, ps, 200, func(p Package) string { return p.File })
+		ps := slices.DeleteFunc(c.Trees[data.Tree], func(p repo.Package) bool { return !strings.Contains(p.File, q.Get("q")) })
+		data.Contents = web.Cut(r, ps, 200, func(p repo.Package) string { return p.File })
 		return web.Page{Title: "Snapshot", Data: data, CLI: "drover snapshot show " + c.ID[:min(12, len(c.ID))]}, nil
 	})
 }
 
-// Note is why something is kept as it is, and until when.
-type Note struct {
-	Reason  string    `json:"reason" maxLength:"1000"`
-	Expires time.Time `json:"expires,omitzero"`
-}
-
 // channelRoutes adds the routes of lines, and those that move channels or keep them.
-func (s *Store) channelRoutes(srv *web.Server) {
+func channelRoutes(srv *web.Server, s *repo.Store) {
 	const tag = "repo"
 	type held struct {
 		ByName
 		Package string `path:"package" maxLength:"200"`
 	}
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/lines", ID: "line-list", Summary: "List lines of channels", Tag: tag},
-		func(ctx context.Context, _ *none) ([]Line, error) { return s.Lines(ctx) })
+		func(ctx context.Context, _ *none) ([]repo.Line, error) { return s.Lines(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/lines/{name}", ID: "line-set", Summary: "Make a line of channels or change it", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
-			Body Line
+			Body repo.Line
 		}) (none, error) {
 			in.Body.Name = in.Name
 			return none{}, s.SetLine(ctx, in.Body)
@@ -218,12 +212,12 @@ func (s *Store) channelRoutes(srv *web.Server) {
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/lines/{name}", ID: "line-drop", Summary: "End a line; its channels stay", Tag: tag},
 		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.DropLine(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/plan", ID: "channel-plan", Summary: "What promoting a channel would change, and what the gate says", Tag: tag},
-		func(ctx context.Context, in *ByName) (Plan, error) { return s.Plan(ctx, in.Name) })
+		func(ctx context.Context, in *ByName) (repo.Plan, error) { return s.Plan(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/channels/{name}/promote", ID: "channel-promote", Summary: "Move a stage of a line to what the stage before it has", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
-			Body Move
-		}) (Plan, error) {
+			Body repo.Move
+		}) (repo.Plan, error) {
 			return s.Promote(ctx, in.Name, in.Body)
 		})
 	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/channels/{name}/rollback", ID: "channel-rollback", Summary: "Move a channel back to a state that it had", Tag: tag},
@@ -233,26 +227,26 @@ func (s *Store) channelRoutes(srv *web.Server) {
 				To     string `json:"to,omitempty" maxLength:"120" doc:"snapshot; the state before the present one when empty"`
 				Reason string `json:"reason,omitempty" maxLength:"1000"`
 			}
-		}) (Channel, error) {
+		}) (repo.Channel, error) {
 			return s.Rollback(ctx, in.Name, in.Body.To, in.Body.Reason)
 		})
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/freeze", ID: "channel-freeze", Summary: "Keep a channel where it is", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
-			Body Note
+			Body repo.Note
 		}) (none, error) {
-			return none{}, s.SetFreeze(ctx, Freeze{Channel: in.Name, Reason: in.Body.Reason, Expires: in.Body.Expires})
+			return none{}, s.SetFreeze(ctx, repo.Freeze{Channel: in.Name, Reason: in.Body.Reason, Expires: in.Body.Expires})
 		})
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/channels/{name}/freeze", ID: "channel-thaw", Summary: "Let a channel move again", Tag: tag},
 		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.Thaw(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/holds", ID: "channel-holds", Summary: "What a channel holds back", Tag: tag},
-		func(ctx context.Context, in *ByName) ([]Hold, error) { return s.Holds(ctx, in.Name) })
+		func(ctx context.Context, in *ByName) ([]repo.Hold, error) { return s.Holds(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-hold", Summary: "Hold a package of a channel at its version", Tag: tag},
 		func(ctx context.Context, in *struct {
 			held
-			Body Note
+			Body repo.Note
 		}) (none, error) {
-			return none{}, s.SetHold(ctx, Hold{Channel: in.Name, Package: in.Package, Reason: in.Body.Reason, Expires: in.Body.Expires})
+			return none{}, s.SetHold(ctx, repo.Hold{Channel: in.Name, Package: in.Package, Reason: in.Body.Reason, Expires: in.Body.Expires})
 		})
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-unhold", Summary: "Let a package go on with the next promotion", Tag: tag},
 		func(ctx context.Context, in *held) (none, error) {
@@ -262,14 +256,92 @@ func (s *Store) channelRoutes(srv *web.Server) {
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" maxLength:"120"`
 			ByName
-			Body Note
+			Body repo.Note
 		}) (none, error) {
 			return none{}, s.SetName(ctx, in.Name, in.ID, in.Body.Reason)
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/snapshot-names", ID: "snapshot-names", Summary: "List the names of snapshots", Tag: tag},
-		func(ctx context.Context, _ *none) ([]Named, error) { return s.Names(ctx) })
+		func(ctx context.Context, _ *none) ([]repo.Named, error) { return s.Names(ctx) })
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/snapshot-names/{name}", ID: "snapshot-unname", Summary: "Take a name away; the snapshot goes when nothing else keeps it", Tag: tag},
 		func(ctx context.Context, in *ByName) (none, error) { return none{}, s.DropName(ctx, in.Name) })
+}
+
+// searchRoutes adds the routes and pages that look across packages, and those of lines and
+// differences.
+func searchRoutes(srv *web.Server, s *repo.Store) {
+	const tag = "repo"
+	type found struct {
+		Hits []repo.Hit `json:"hits"`
+		More bool       `json:"more"`
+	}
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/search", ID: "search", Summary: "Search the packages of a snapshot by name, file, provided name or changelog", Tag: tag},
+		func(ctx context.Context, in *struct {
+			Channel string `query:"channel" required:"true" maxLength:"120" doc:"snapshot: an id, a name, a channel or CHANNEL@TIME"`
+			In      string `query:"in" default:"name" maxLength:"20" doc:"name, file, provides or changelog"`
+			Query   string `query:"q" required:"true" maxLength:"200"`
+		}) (f found, err error) {
+			f.Hits, f.More, err = s.Search(ctx, in.Channel, in.In, in.Query)
+			return f, err
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/rpms/{name}", ID: "rpm-across", Summary: "Which versions of a package the channels have", Tag: tag},
+		func(ctx context.Context, in *struct {
+			Name string `path:"name" maxLength:"200"`
+		}) ([]repo.Standing, error) {
+			return s.Across(ctx, in.Name)
+		})
+	srv.Page("GET /lines", pages, "pages/lines.html", func(r *http.Request) (web.Page, error) {
+		ls, err := s.Lines(r.Context())
+		return web.Page{Title: "Lines", Data: web.Rows[repo.Line]{Rows: ls, Total: int64(len(ls))}, CLI: "drover line list"}, err
+	})
+	srv.Page("GET /lines/{name}", pages, "pages/line.html", func(r *http.Request) (web.Page, error) {
+		p, err := s.Draw(r.Context(), r.PathValue("name"))
+		if err != nil {
+			return web.Page{}, err
+		}
+		return web.Page{Title: "Line", Data: p, CLI: "drover channel plan " + cli.Quote(p.Name+"/"+p.Stages[len(p.Stages)-1])}, nil
+	})
+	srv.Page("GET /snapshots/{id}/diff/{to}", pages, "pages/diff.html", func(r *http.Request) (web.Page, error) {
+		d, err := s.Diff(r.Context(), r.PathValue("id"), r.PathValue("to"))
+		if err != nil {
+			return web.Page{}, err
+		}
+		return web.Page{Title: "Difference", Data: d, CLI: "drover snapshot diff " + d.From[:12] + " " + d.To[:12]}, nil
+	})
+	srv.Page("GET /rpms/{name}", pages, "pages/rpm.html", func(r *http.Request) (web.Page, error) {
+		var data struct {
+			Name     string          `json:"name"`
+			Channels []repo.Standing `json:"channels"`
+		}
+		var err error
+		data.Name = r.PathValue("name")
+		data.Channels, err = s.Across(r.Context(), data.Name)
+		return web.Page{Title: "Package", Data: data, CLI: "drover rpm " + cli.Quote(data.Name)}, err
+	})
+	srv.Page("GET /search", pages, "pages/search.html", func(r *http.Request) (web.Page, error) {
+		q := r.URL.Query()
+		data := struct {
+			found
+			Query    string   `json:"query"`
+			In       string   `json:"in"`
+			Channel  string   `json:"channel"`
+			Kinds    []string `json:"kinds"`
+			Channels []string `json:"channels"`
+		}{found{Hits: []repo.Hit{}}, q.Get("q"), cmp.Or(q.Get("in"), "name"), q.Get("channel"), repo.SearchKinds(), []string{}}
+		cs, err := s.Channels(r.Context())
+		if err != nil {
+			return web.Page{}, err
+		}
+		for _, c := range cs {
+			data.Channels = append(data.Channels, c.Name)
+		}
+		if data.Channel == "" && len(data.Channels) > 0 {
+			data.Channel = data.Channels[0]
+		}
+		if data.Query != "" {
+			data.Hits, data.More, err = s.Search(r.Context(), data.Channel, data.In, data.Query)
+		}
+		return web.Page{Title: "Search", Data: data, CLI: "drover search " + cli.Quote(cmp.Or(data.Query, "WORD")) + " --channel " + cli.Quote(cmp.Or(data.Channel, "CHANNEL")) + " --in " + data.In}, err
+	})
 }
 
 // treeSize is a tree of a snapshot and how many packages it has.
@@ -278,31 +350,24 @@ type treeSize struct {
 	Packages int    `json:"packages"`
 }
 
-// SyncLine is a line of a sync's answer: progress, and at the end the snapshot or the fault.
-type SyncLine struct {
-	Progress
-	Snapshot string       `json:"snapshot,omitempty"`
-	Problem  *web.Problem `json:"problem,omitempty"`
-}
-
 // syncHTTP syncs a mirror and tells how far it is, a line of JSON at a time.
-func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
+func syncHTTP(s *repo.Store, w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	rc := http.NewResponseController(w)
-	lines := make(chan Progress, 1)
+	lines := make(chan repo.Progress, 1)
 	done := make(chan struct{})
 	began := false
 	go func() {
 		defer close(done)
 		for p := range lines {
 			began = true
-			_ = enc.Encode(SyncLine{Progress: p})
+			_ = enc.Encode(repo.SyncLine{Progress: p})
 			_ = rc.Flush()
 			time.Sleep(100 * time.Millisecond) // a person reads no faster
 		}
 	}()
-	id, err := s.Sync(r.Context(), r.PathValue("name"), func(p Progress) {
+	id, err := s.Sync(r.Context(), r.PathValue("name"), func(p repo.Progress) {
 		select {
 		case lines <- p:
 		default:
@@ -313,7 +378,7 @@ func (s *Store) syncHTTP(w http.ResponseWriter, r *http.Request) error {
 	if err != nil && !began {
 		return err
 	}
-	l := SyncLine{Snapshot: id}
+	l := repo.SyncLine{Snapshot: id}
 	if err != nil {
 		e := fault.As(err)
 		if e.Kind == fault.KindInternal {
