@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// Comps is the groups of a repository (comps.xml, as libcomps reads it). Translations of
-// names are not kept.
+// Comps is the groups of a repository (comps.xml, as libcomps reads it).
 type Comps struct {
 	Groups       []CompsGroup
 	Categories   []CompsCategory
@@ -32,14 +32,20 @@ type CompsBlack struct{ Name, Arch string }
 // CompsWhite is a dependency that is not followed where packages of several arches could.
 type CompsWhite struct{ Package, Requires string }
 
+// CompsTexts is a name and a description in other languages.
+type CompsTexts struct {
+	Names, Descriptions map[string]string // by language: "de", "pt_BR"
+}
+
 // CompsGroup is a named list of packages: what "dnf group install" takes.
 type CompsGroup struct {
 	ID, Name, Description string
-	Default               bool // chosen unless somebody says no
-	Visible               bool // shown to users
-	Order                 int  // for display, 0 when not told
-	BiArchOnly            bool
-	Packages              []CompsPackage
+	CompsTexts
+	Default    bool // chosen unless somebody says no
+	Visible    bool // shown to users
+	Order      int  // for display, 0 when not told
+	BiArchOnly bool
+	Packages   []CompsPackage
 }
 
 // CompsPackage is a package of a group.
@@ -52,17 +58,19 @@ type CompsPackage struct {
 // CompsCategory is a list of groups for display.
 type CompsCategory struct {
 	ID, Name, Description string
-	Order                 int
-	Groups                []string // ids
+	CompsTexts
+	Order  int
+	Groups []string // ids
 }
 
 // CompsEnvironment is a list of groups that make up a kind of machine.
 type CompsEnvironment struct {
 	ID, Name, Description string
-	Order                 int
-	Groups                []string // ids
-	Options               []string // ids of groups offered with it
-	Chosen                []string // those of Options that are taken unless somebody says no
+	CompsTexts
+	Order   int
+	Groups  []string // ids
+	Options []string // ids of groups offered with it
+	Chosen  []string // those of Options that are taken unless somebody says no
 }
 
 // Bounds of a comps file, unpacked: the largest in the field has an eighth of the bytes and
@@ -104,7 +112,7 @@ func ReadComps(r io.Reader) (Comps, error) {
 				if string(t.name) == "grouplist" {
 					return x.groupIDs(t, &g.Groups)
 				}
-				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.CompsTexts, &g.Order)
 			})
 			c.Categories = append(c.Categories, g)
 			return err
@@ -117,7 +125,7 @@ func ReadComps(r io.Reader) (Comps, error) {
 				case "optionlist":
 					return x.optionIDs(t, &g)
 				}
-				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+				return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.CompsTexts, &g.Order)
 			})
 			c.Environments = append(c.Environments, g)
 			return err
@@ -187,7 +195,7 @@ func (c *Comps) group(x *scanner, t tag) error {
 				return err
 			})
 		}
-		return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.Order)
+		return x.compsField(t, &g.ID, &g.Name, &g.Description, &g.CompsTexts, &g.Order)
 	})
 	if err == nil && g.ID == "" {
 		err = badMeta("a group without an id")
@@ -216,15 +224,16 @@ func (x *scanner) compsPackage(t tag) (p CompsPackage, err error) {
 
 // compsField reads one of the elements that groups, categories and environments share. The
 // first text without a language counts.
-func (x *scanner) compsField(t tag, id, name, description *string, order *int) error {
+func (x *scanner) compsField(t tag, id, name, description *string, texts *CompsTexts, order *int) error {
 	var to *string
+	var translated *map[string]string
 	switch string(t.name) {
 	case "id":
 		to = id
 	case "name":
-		to = name
+		to, translated = name, &texts.Names
 	case "description":
-		to = description
+		to, translated = description, &texts.Descriptions
 	case "display_order":
 		s, err := x.word(t)
 		*order, _ = strconv.Atoi(s) // no number is no wish
@@ -233,10 +242,20 @@ func (x *scanner) compsField(t tag, id, name, description *string, order *int) e
 		return nil
 	}
 	lang, err := t.attr("xml:lang")
-	if err != nil || lang != "" || *to != "" {
+	switch {
+	case err != nil:
 		return err
+	case lang == "" && *to == "":
+		*to, err = x.word(t)
+	case lang != "" && translated != nil && (*translated)[lang] == "":
+		var s string
+		if s, err = x.word(t); err == nil && s != "" {
+			if *translated == nil {
+				*translated = map[string]string{}
+			}
+			(*translated)[lang] = s
+		}
 	}
-	*to, err = x.word(t)
 	return err
 }
 
@@ -289,8 +308,17 @@ func MergeComps(all ...Comps) (out Comps) {
 		}
 		return a
 	}
-	texts := func(name, desc *string, order *int, n, d string, o int) {
+	more := func(a, b map[string]string) map[string]string {
+		if len(b) == 0 {
+			return a
+		}
+		out := maps.Clone(b)
+		maps.Copy(out, a)
+		return out
+	}
+	texts := func(name, desc *string, order *int, t *CompsTexts, n, d string, o int, u CompsTexts) {
 		*name, *desc, *order = cmp.Or(*name, n), cmp.Or(*desc, d), cmp.Or(*order, o)
+		*t = CompsTexts{more(t.Names, u.Names), more(t.Descriptions, u.Descriptions)}
 	}
 	groups, categories, environments := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, c := range all {
@@ -302,7 +330,7 @@ func MergeComps(all ...Comps) (out Comps) {
 				continue
 			}
 			have := &out.Groups[i]
-			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
 			named := map[string]bool{}
 			for _, p := range have.Packages {
 				named[p.Name] = true
@@ -322,7 +350,7 @@ func MergeComps(all ...Comps) (out Comps) {
 				continue
 			}
 			have := &out.Categories[i]
-			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
 			have.Groups = join(have.Groups, g.Groups)
 		}
 		for _, g := range c.Environments {
@@ -333,7 +361,7 @@ func MergeComps(all ...Comps) (out Comps) {
 				continue
 			}
 			have := &out.Environments[i]
-			texts(&have.Name, &have.Description, &have.Order, g.Name, g.Description, g.Order)
+			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
 			have.Chosen = join(have.Chosen, g.Chosen, slices.Concat(have.Groups, have.Options)...)
 			have.Groups = join(have.Groups, g.Groups, have.Options...)
 			have.Options = join(have.Options, g.Options, have.Groups...)
@@ -378,14 +406,23 @@ func (c Comps) XML() []byte {
 		}
 		open(2, "/"+name)
 	}
-	names := func(id, name, desc string) {
+	translated := func(name string, by map[string]string) {
+		for _, lang := range slices.Sorted(maps.Keys(by)) {
+			b = attr(append(append(b, "    <"...), name...), "xml:lang", []byte(lang))
+			b = escape(append(b, '>'), []byte(by[lang]), false)
+			b = append(append(append(b, "</"...), name...), ">\n"...)
+		}
+	}
+	names := func(id, name, desc string, t CompsTexts) {
 		text(2, "id", id)
 		text(2, "name", name)
+		translated("name", t.Names)
 		text(2, "description", desc)
+		translated("description", t.Descriptions)
 	}
 	for _, g := range slices.SortedStableFunc(slices.Values(c.Groups), func(a, b CompsGroup) int { return strings.Compare(a.ID, b.ID) }) {
 		open(1, "group")
-		names(g.ID, g.Name, g.Description)
+		names(g.ID, g.Name, g.Description, g.CompsTexts)
 		flag("default", g.Default)
 		flag("uservisible", g.Visible)
 		if g.BiArchOnly {
@@ -409,14 +446,14 @@ func (c Comps) XML() []byte {
 	}
 	for _, g := range slices.SortedStableFunc(slices.Values(c.Categories), func(a, b CompsCategory) int { return strings.Compare(a.ID, b.ID) }) {
 		open(1, "category")
-		names(g.ID, g.Name, g.Description)
+		names(g.ID, g.Name, g.Description, g.CompsTexts)
 		order(g.Order)
 		list("grouplist", g.Groups)
 		open(1, "/category")
 	}
 	for _, g := range slices.SortedStableFunc(slices.Values(c.Environments), func(a, b CompsEnvironment) int { return strings.Compare(a.ID, b.ID) }) {
 		open(1, "environment")
-		names(g.ID, g.Name, g.Description)
+		names(g.ID, g.Name, g.Description, g.CompsTexts)
 		order(g.Order)
 		list("grouplist", g.Groups)
 		open(2, "optionlist")

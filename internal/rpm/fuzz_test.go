@@ -395,7 +395,7 @@ func FuzzComps(f *testing.F) {
 		n := bytes.LastIndex(b, []byte("</group>")) + len("</group>")
 		f.Add(append(b[:n:n], "</comps>"...))
 	}
-	f.Add([]byte(`<comps><langpacks><match install="a-%s" name="b"/></langpacks><blacklist><package name="a" arch="b"/></blacklist><whitelist><ignoredep package="a" requires="b"/></whitelist><environment><optionlist><groupid default="true">o</groupid></optionlist></environment></comps>`))
+	f.Add([]byte(`<comps><group><id>g</id><name xml:lang="de">G</name><description xml:lang="cs">d</description></group><langpacks><match install="a-%s" name="b"/></langpacks><blacklist><package name="a" arch="b"/></blacklist><whitelist><ignoredep package="a" requires="b"/></whitelist><environment><optionlist><groupid default="true">o</groupid></optionlist></environment></comps>`))
 	f.Add(rpm.Comps{Groups: []rpm.CompsGroup{{ID: "a", Packages: []rpm.CompsPackage{{Name: "y", Type: "conditional", Requires: "z"}}}},
 		Categories:   []rpm.CompsCategory{{ID: "c", Order: 2, Groups: []string{"a"}}},
 		Environments: []rpm.CompsEnvironment{{ID: "e", Groups: []string{"a"}, Options: []string{"b"}}}}.XML())

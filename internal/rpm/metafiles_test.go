@@ -336,18 +336,18 @@ func TestDNFReadsOurErrata(t *testing.T) {
 }
 
 func TestCompsMerged(t *testing.T) {
-	a, err := rpm.ReadComps(strings.NewReader(`<comps><group><id>g</id><name>First</name><default>true</default><packagelist><packagereq type="default">a</packagereq></packagelist></group>
+	a, err := rpm.ReadComps(strings.NewReader(`<comps><group><id>g</id><name>First</name><name xml:lang="de">Erste</name><default>true</default><packagelist><packagereq type="default">a</packagereq></packagelist></group>
 <environment><id>e</id><name/><grouplist><groupid>g</groupid></grouplist><optionlist><groupid default="true">o</groupid></optionlist></environment>
 <category><id>c</id><grouplist><groupid>g</groupid></grouplist></category>
 <langpacks><match install="libreoffice-langpack-%s" name="libreoffice-core"/></langpacks><blacklist><package name="b" arch="i386"/></blacklist><whitelist><ignoredep package="p" requires="r"/></whitelist></comps>`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "h", Name: "Other"}, {ID: "g", Name: "Second", Description: "text", Order: 4, Packages: []rpm.CompsPackage{{Name: "a", Type: "mandatory"}, {Name: "b", Type: "optional"}, {Name: "c", Type: "conditional", Requires: "a"}}}},
+	b := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "h", Name: "Other"}, {ID: "g", Name: "Second", Description: "text", CompsTexts: rpm.CompsTexts{Names: map[string]string{"de": "Zweite", "cs": "Druhá"}, Descriptions: map[string]string{"de": "Text"}}, Order: 4, Packages: []rpm.CompsPackage{{Name: "a", Type: "mandatory"}, {Name: "b", Type: "optional"}, {Name: "c", Type: "conditional", Requires: "a"}}}},
 		Environments: []rpm.CompsEnvironment{{ID: "e", Name: "E", Groups: []string{"h", "o"}, Options: []string{"g", "p", "q"}, Chosen: []string{"p"}}},
 		Categories:   []rpm.CompsCategory{{ID: "c", Groups: []string{"g", "h"}}, {ID: "d"}},
 		LangPacks:    []rpm.CompsLangPack{{"libreoffice-core", "other-%s"}, {"man-pages", "man-pages-%s"}}, Blacklist: []rpm.CompsBlack{{"b", "i386"}, {"c", ""}}, Whitelist: []rpm.CompsWhite{{"p", "r"}}}
-	want := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "g", Name: "First", Description: "text", Default: true, Visible: true, Order: 4, Packages: []rpm.CompsPackage{{"a", "default", ""}, {"b", "optional", ""}, {"c", "conditional", "a"}}}, {ID: "h", Name: "Other"}},
+	want := rpm.Comps{Groups: []rpm.CompsGroup{{ID: "g", Name: "First", Description: "text", CompsTexts: rpm.CompsTexts{Names: map[string]string{"de": "Erste", "cs": "Druhá"}, Descriptions: map[string]string{"de": "Text"}}, Default: true, Visible: true, Order: 4, Packages: []rpm.CompsPackage{{"a", "default", ""}, {"b", "optional", ""}, {"c", "conditional", "a"}}}, {ID: "h", Name: "Other"}},
 		Environments: []rpm.CompsEnvironment{{ID: "e", Name: "E", Groups: []string{"g", "h"}, Options: []string{"o", "p", "q"}, Chosen: []string{"o", "p"}}},
 		Categories:   []rpm.CompsCategory{{ID: "c", Groups: []string{"g", "h"}}, {ID: "d"}},
 		LangPacks:    []rpm.CompsLangPack{{"libreoffice-core", "libreoffice-langpack-%s"}, {"man-pages", "man-pages-%s"}}, Blacklist: []rpm.CompsBlack{{"b", "i386"}, {"c", ""}}, Whitelist: []rpm.CompsWhite{{"p", "r"}}}

@@ -778,10 +778,10 @@ func TestCompsReadAndWritten(t *testing.T) {
 	if d := cmp.Diff(c, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)
 	}
-	// Translations are passed over wherever they stand, and the first plain text counts.
-	got, err = rpm.ReadComps(strings.NewReader("<!-- c --><!DOCTYPE comps PUBLIC '-//x' 'a>b'>\n<comps><group><id> a </id><name xml:lang='de'>Gruppe &amp; <b/></name><name>Group &amp; more</name><name>Other</name>" +
+	// Translations are told apart wherever they stand, and the first plain text counts.
+	got, err = rpm.ReadComps(strings.NewReader("<!-- c --><!DOCTYPE comps PUBLIC '-//x' 'a>b'>\n<comps><group><id> a </id><name xml:lang='de'>Gruppe &amp; mehr</name><name>Group &amp; more</name><name>Other</name>" +
 		"<unknown><id>b</id></unknown><packagelist><packagereq>x</packagereq></packagelist></group></comps>"))
-	if d := cmp.Diff(rpm.Comps{Groups: []rpm.CompsGroup{{ID: "a", Name: "Group & more", Visible: true, Packages: []rpm.CompsPackage{{Name: "x", Type: "mandatory"}}}}}, got); d != "" || err != nil {
+	if d := cmp.Diff(rpm.Comps{Groups: []rpm.CompsGroup{{ID: "a", Name: "Group & more", CompsTexts: rpm.CompsTexts{Names: map[string]string{"de": "Gruppe & mehr"}}, Visible: true, Packages: []rpm.CompsPackage{{Name: "x", Type: "mandatory"}}}}}, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)
 	}
 	for _, s := range []string{"", "x", "<a/>", "<comps/>x", "<comps/><comps/>", "<comps><group><id>a<b/></id></group></comps>", "<comps><group><id>a</id><packagelist><packagereq/></packagelist></group></comps>", "<comps>" + strings.Repeat("<group><id>a</id></group>", 70_000) + "</comps>",
