@@ -171,9 +171,15 @@ func TestMisbehaviour(t *testing.T) {
 				time.Sleep(20 * time.Millisecond)
 			}
 		}, "fetch_away", "is too slow"},
-		"circle":       {func(_ int64, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, "fetch_refused", "in a circle"},
-		"long chain":   {func(n int64, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, fmt.Sprint("/", n), 302) }, "fetch_refused", "too often"},
-		"to a file":    {func(_ int64, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }, "fetch_refused", "not by http"},
+		"circle": {func(_ int64, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusFound)
+		}, "fetch_refused", "in a circle"},
+		"long chain": {func(n int64, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, fmt.Sprint("/", n), http.StatusFound)
+		}, "fetch_refused", "too often"},
+		"to a file": {func(_ int64, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+		}, "fetch_refused", "not by http"},
 		"to nowhere":   {func(_ int64, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(302) }, "fetch_refused", "to nowhere"},
 		"busy once":    {func(n int64, w http.ResponseWriter, r *http.Request) { sometimes(n == 1, 503, "", w, r, data) }, "", ""},
 		"busy, says 1": {func(n int64, w http.ResponseWriter, r *http.Request) { sometimes(n == 1, 429, "1", w, r, data) }, "", ""},
@@ -417,18 +423,17 @@ func TestPassword(t *testing.T) {
 		}
 		whole(w, r, data)
 	})
-	var own string
-	own = serve(t, func(w http.ResponseWriter, r *http.Request) {
+	own := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		user, pw, _ := r.BasicAuth()
 		switch {
 		case user != "u" || pw != "hunter2":
 			w.WriteHeader(401)
 		case strings.HasSuffix(r.URL.Path, "away"):
-			http.Redirect(w, r, strings.Replace(other, "http://", "http://u:hunter2@", 1)+"x?token=hunter2", 307)
+			http.Redirect(w, r, strings.Replace(other, "http://", "http://u:hunter2@", 1)+"x?token=hunter2", http.StatusTemporaryRedirect)
 		case strings.HasSuffix(r.URL.Path, "home"):
-			http.Redirect(w, r, "x", 308)
+			http.Redirect(w, r, "x", http.StatusPermanentRedirect)
 		case strings.HasSuffix(r.URL.Path, "lost"):
-			http.Redirect(w, r, "http://127.0.0.1:1/?token=hunter2", 302)
+			http.Redirect(w, r, "http://127.0.0.1:1/?token=hunter2", http.StatusFound)
 		default:
 			whole(w, r, data)
 		}

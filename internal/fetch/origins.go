@@ -276,7 +276,7 @@ func (x *origin) trouble(now, began time.Time, pause time.Duration, t *trouble) 
 	x.troubled = now
 	x.steep, x.rate, x.epoch = false, 0, time.Time{}
 	rest := min(pause<<min(max(x.failures-1, 0), 10), time.Minute)
-	rest = rest/2 + rand.N(rest/2+1) // so that many clients don't come back as one
+	rest = rest/2 + rand.N(rest/2+1) //nolint:gosec // so that many clients don't come back as one
 	if until := now.Add(max(rest, t.after)); until.After(x.rest) {
 		x.rest = until
 	}
