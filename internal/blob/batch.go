@@ -81,7 +81,17 @@ func (b *Batch) add(in *intake) (Digest, int64, error) {
 		b.expect(d, change)
 		return d, in.size, nil
 	}
-	err := seal(in.file)
+	return b.stage(in, false)
+}
+
+// stage keeps an intake with a file for Commit. A file that is linked keeps its mode: it is
+// somebody else's too.
+func (b *Batch) stage(in *intake, linked bool) (Digest, int64, error) {
+	d := in.digest()
+	err := touch(in.file.Name())
+	if !linked && err == nil {
+		err = seal(in.file)
+	}
 	if err == nil {
 		// A hint: Commit asks for the outcome. File systems that can't do it write at fsync.
 		_ = unix.SyncFileRange(int(in.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
