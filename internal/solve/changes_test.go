@@ -25,12 +25,26 @@ type distro struct {
 	now   []int
 }
 
-func newDistro(t testing.TB, seed uint64) *distro {
-	d := &distro{Rand: rand.New(rand.NewPCG(seed, 9)), t: t, pool: NewPool(), o: newOracle(t), num: map[uint32]int{}}
-	for _, p := range load(t, "cs9-appstream", "cs9-baseos-2022") {
-		d.base = append(d.base, d.add(p))
-	}
+func newDistro(t testing.TB, seed uint64, pkgs []Package) *distro {
+	d := &distro{Rand: rand.New(rand.NewPCG(seed, 9)), t: t, o: newOracle(t)}
+	d.renew(pkgs)
 	return d
+}
+
+// renew forgets all packages but those of upstream.
+func (d *distro) renew(pkgs []Package) {
+	d.o.reset()
+	d.pool, d.num, d.all, d.ids, d.base = NewPool(), map[uint32]int{}, nil, nil, nil
+	for _, b := range blocks(d.t, d.pool, pkgs) {
+		for _, id := range b.pkgs {
+			if _, ok := d.num[id]; !ok {
+				p := pkgs[len(d.base)]
+				d.num[id] = d.o.add(&p)
+				d.all, d.ids = append(d.all, p), append(d.ids, id)
+			}
+			d.base = append(d.base, d.num[id])
+		}
+	}
 }
 
 // add makes a package known and gives its number.
@@ -198,15 +212,28 @@ func (d *distro) put(p Package) {
 // Random changes of CentOS Stream 9, each answered step by step; all packages that the change
 // touches and some others are asked of libsolv.
 func TestRandomChanges(t *testing.T) {
-	changes := 30
+	changes := 100
 	if os.Getenv("DROVER_LONG") != "" {
-		changes = 10_000
+		changes = 5000
 	}
-	d := newDistro(t, 1)
+	pkgs := load(t, "cs9-appstream", "cs9-baseos-2022")
+	for seed := range 2 {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			walk(newDistro(t, uint64(seed), pkgs), pkgs, changes)
+		})
+	}
+}
+
+func walk(d *distro, pkgs []Package, changes int) {
+	t := d.t
 	asked, yes, broken := 0, 0, 0
 	var old *Universe
 	for serial := range changes {
-		if serial%25 == 0 {
+		if serial%100 == 99 {
+			d.renew(pkgs)
+		}
+		if serial%100 == 99 || serial%25 == 0 {
 			d.restart()
 			old = d.universe()
 		}

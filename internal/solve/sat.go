@@ -40,11 +40,18 @@ func (v *prover) solve(id uint32) (with []uint32, why []need) {
 		with = q.used(id)
 		news := false
 		for _, w := range with {
-			if !q.told[w] {
-				q.tell(w)
-				news = true
+			if q.told[w] {
+				continue
+			}
+			news = true
+			// If this one won't do, its other versions are next.
+			for _, o := range q.byName[q.pkgs[w].name] {
+				if _, ok := q.vars[o]; ok && o != w {
+					with = append(with, o)
+				}
 			}
 		}
+		q.tell(with...)
 		if !news {
 			return with, nil
 		}
@@ -60,9 +67,38 @@ func (q *question) lit(id uint32) z.Lit {
 	return m
 }
 
-// tell adds what a package needs and what it excludes among those told.
-func (q *question) tell(id uint32) {
-	q.told[id] = true
+// tell adds what packages need, and for each need that nobody told of meets the newest that
+// does: most of what a model will need is so told at once, and the solver asked a few times
+// instead of once for each step of the way.
+func (q *question) tell(ids ...uint32) {
+	for len(ids) > 0 {
+		id := ids[0]
+		ids = ids[1:]
+		if q.told[id] {
+			continue
+		}
+		q.told[id] = true
+		q.add(id)
+		for _, a := range q.pkgs[id].reqs {
+			best, found := uint32(0), false
+			for _, g := range q.atoms[a].givers {
+				if q.told[g] {
+					found = false
+					break
+				}
+				if q.live.has(g) && (!found || q.pkgs[g].rank < q.pkgs[best].rank) {
+					best, found = g, true
+				}
+			}
+			if found {
+				ids = append(ids, best)
+			}
+		}
+	}
+}
+
+// add adds what a package needs and what it excludes among those told.
+func (q *question) add(id uint32) {
 	me := q.lit(id).Not()
 	p := &q.pkgs[id]
 	pick := func(i int) z.Lit {

@@ -297,20 +297,39 @@ func (b *builder) add(id uint32) bool {
 	if b.set.has(id) {
 		return true
 	}
+	// What must come in any case comes first, so that it is known before anything is chosen.
+	mark := len(b.trail)
+	ok := b.force(id)
+	for _, t := range slices.Clone(b.trail[mark:]) {
+		ok = ok && b.fulfil(t)
+	}
+	if !ok {
+		for _, t := range b.trail[mark:] {
+			b.set.clear(t)
+		}
+		b.trail = b.trail[:mark]
+	}
+	return ok
+}
+
+// force adds a package and those that alone meet a requirement of it, and so on; when it fails
+// it leaves some of them.
+func (b *builder) force(id uint32) bool {
 	if b.left--; b.left < 0 || !b.live.has(id) || b.excluded(id) {
 		return false
 	}
-	mark := len(b.trail)
 	b.set.set(id)
 	b.trail = append(b.trail, id)
-	if b.fulfil(id) {
-		return true
+	for _, a := range b.pkgs[id].reqs {
+		if b.givers[a] == 1 && !b.some(a, b.set) {
+			for _, g := range b.atoms[a].givers {
+				if b.live.has(g) && !b.force(g) {
+					return false
+				}
+			}
+		}
 	}
-	for _, t := range b.trail[mark:] {
-		b.set.clear(t)
-	}
-	b.trail = b.trail[:mark]
-	return false
+	return true
 }
 
 // excluded tells whether a member and the package exclude each other.
