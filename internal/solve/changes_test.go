@@ -212,7 +212,7 @@ func (d *distro) put(p Package) {
 // Random changes of CentOS Stream 9, each answered step by step; all packages that the change
 // touches and some others are asked of libsolv.
 func TestRandomChanges(t *testing.T) {
-	changes := 100
+	changes := 25
 	if os.Getenv("DROVER_LONG") != "" {
 		changes = 5000
 	}
