@@ -3,6 +3,7 @@ package rpm
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -294,90 +295,100 @@ func (x *scanner) optionIDs(t tag, g *CompsEnvironment) error {
 // the earlier one's texts and flags count and the lists are joined; a package that two name
 // keeps the earlier one's type.
 func MergeComps(all ...Comps) (out Comps) {
-	join := func(a, b []string, not ...string) []string {
-		have := map[string]bool{}
-		for _, s := range slices.Concat(a, not) {
-			have[s] = true
+	// What is there already: repositories may name a thing any number of times.
+	seen := map[string]bool{}
+	first := func(key ...string) bool {
+		k := fmt.Sprintf("%q", key)
+		defer func() { seen[k] = true }()
+		return !seen[k]
+	}
+	more := func(a *map[string]string, b map[string]string) {
+		if *a == nil && len(b) > 0 {
+			*a = map[string]string{}
 		}
-		a = slices.Clone(a)
-		for _, s := range b {
-			if !have[s] {
-				have[s] = true
-				a = append(a, s)
+		for lang, s := range b {
+			if (*a)[lang] == "" {
+				(*a)[lang] = s
 			}
 		}
-		return a
-	}
-	more := func(a, b map[string]string) map[string]string {
-		if len(b) == 0 {
-			return a
-		}
-		out := maps.Clone(b)
-		maps.Copy(out, a)
-		return out
 	}
 	texts := func(name, desc *string, order *int, t *CompsTexts, n, d string, o int, u CompsTexts) {
 		*name, *desc, *order = cmp.Or(*name, n), cmp.Or(*desc, d), cmp.Or(*order, o)
-		*t = CompsTexts{more(t.Names, u.Names), more(t.Descriptions, u.Descriptions)}
+		more(&t.Names, u.Names)
+		more(&t.Descriptions, u.Descriptions)
 	}
 	groups, categories, environments := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, c := range all {
 		for _, g := range c.Groups {
 			i, ok := groups[g.ID]
 			if !ok {
-				groups[g.ID] = len(out.Groups)
-				out.Groups = append(out.Groups, g)
-				continue
+				i = len(out.Groups)
+				groups[g.ID] = i
+				out.Groups = append(out.Groups, CompsGroup{ID: g.ID, Default: g.Default, Visible: g.Visible, BiArchOnly: g.BiArchOnly})
 			}
-			have := &out.Groups[i]
-			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
-			named := map[string]bool{}
-			for _, p := range have.Packages {
-				named[p.Name] = true
-			}
-			have.Packages = slices.Clone(have.Packages)
+			to := &out.Groups[i]
+			texts(&to.Name, &to.Description, &to.Order, &to.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
 			for _, p := range g.Packages {
-				if !named[p.Name] {
-					have.Packages = append(have.Packages, p)
+				if first("package", g.ID, p.Name) {
+					to.Packages = append(to.Packages, p)
 				}
 			}
 		}
 		for _, g := range c.Categories {
 			i, ok := categories[g.ID]
 			if !ok {
-				categories[g.ID] = len(out.Categories)
-				out.Categories = append(out.Categories, g)
-				continue
+				i = len(out.Categories)
+				categories[g.ID] = i
+				out.Categories = append(out.Categories, CompsCategory{ID: g.ID})
 			}
-			have := &out.Categories[i]
-			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
-			have.Groups = join(have.Groups, g.Groups)
+			to := &out.Categories[i]
+			texts(&to.Name, &to.Description, &to.Order, &to.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
+			for _, id := range g.Groups {
+				if first("category", g.ID, id) {
+					to.Groups = append(to.Groups, id)
+				}
+			}
 		}
 		for _, g := range c.Environments {
 			i, ok := environments[g.ID]
 			if !ok {
-				environments[g.ID] = len(out.Environments)
-				out.Environments = append(out.Environments, g)
-				continue
+				i = len(out.Environments)
+				environments[g.ID] = i
+				out.Environments = append(out.Environments, CompsEnvironment{ID: g.ID})
 			}
-			have := &out.Environments[i]
-			texts(&have.Name, &have.Description, &have.Order, &have.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
-			have.Chosen = join(have.Chosen, g.Chosen, slices.Concat(have.Groups, have.Options)...)
-			have.Groups = join(have.Groups, g.Groups, have.Options...)
-			have.Options = join(have.Options, g.Options, have.Groups...)
+			to := &out.Environments[i]
+			texts(&to.Name, &to.Description, &to.Order, &to.CompsTexts, g.Name, g.Description, g.Order, g.CompsTexts)
+			for _, id := range g.Groups {
+				if first("environment", g.ID, id) {
+					to.Groups = append(to.Groups, id)
+				}
+			}
+			chosen := map[string]bool{}
+			for _, id := range g.Chosen {
+				chosen[id] = true
+			}
+			for _, id := range g.Options {
+				if !first("environment", g.ID, id) {
+					continue
+				}
+				to.Options = append(to.Options, id)
+				if chosen[id] {
+					to.Chosen = append(to.Chosen, id)
+				}
+			}
 		}
 		for _, l := range c.LangPacks {
-			if !slices.ContainsFunc(out.LangPacks, func(o CompsLangPack) bool { return o.Name == l.Name }) {
+			if first("langpack", l.Name) {
 				out.LangPacks = append(out.LangPacks, l)
 			}
 		}
 		for _, l := range c.Blacklist {
-			if !slices.Contains(out.Blacklist, l) {
+			if first("blacklist", l.Name, l.Arch) {
 				out.Blacklist = append(out.Blacklist, l)
 			}
 		}
 		for _, l := range c.Whitelist {
-			if !slices.Contains(out.Whitelist, l) {
+			if first("whitelist", l.Package, l.Requires) {
 				out.Whitelist = append(out.Whitelist, l)
 			}
 		}
@@ -457,9 +468,13 @@ func (c Comps) XML() []byte {
 		order(g.Order)
 		list("grouplist", g.Groups)
 		open(2, "optionlist")
+		chosen := map[string]bool{}
+		for _, id := range g.Chosen {
+			chosen[id] = true
+		}
 		for _, id := range g.Options {
 			b = append(b, "      <groupid"...)
-			if slices.Contains(g.Chosen, id) {
+			if chosen[id] {
 				b = attr(b, "default", []byte("true"))
 			}
 			b = append(escape(append(b, '>'), []byte(id), false), "</groupid>\n"...)

@@ -296,6 +296,47 @@ func TestUpdatesMergedAndFiltered(t *testing.T) {
 	}
 }
 
+// Many entries on one thing take no longer than as many on many: with the square of them, this
+// test would not end.
+func TestManyEntriesOnOneThing(t *testing.T) {
+	var updates, comps strings.Builder
+	updates.WriteString("<updates>")
+	comps.WriteString("<comps>")
+	const n = 30_000
+	for i := range n {
+		fmt.Fprintf(&updates, `<update><id>a</id><pkglist><collection short="c%d"><package name="p%d" version="1" release="1" arch="noarch"/></collection></pkglist></update>`, i, i)
+		fmt.Fprintf(&comps, `<group><id>g</id><packagelist><packagereq>p%d</packagereq></packagelist></group>`, i)
+	}
+	updates.WriteString("</updates>")
+	comps.WriteString("<environment><id>e</id><optionlist>")
+	for i := range n {
+		fmt.Fprintf(&comps, `<groupid default="true">o%d</groupid>`, i)
+	}
+	comps.WriteString("</optionlist></environment><langpacks>")
+	for i := range n {
+		fmt.Fprintf(&comps, `<match name="l%d" install="x"/>`, i)
+	}
+	comps.WriteString("</langpacks></comps>")
+	us, err := readUpdates([]byte(updates.String()))
+	if err != nil || len(us) != n {
+		t.Fatal(len(us), err)
+	}
+	if us = rpm.MergeUpdates(us); len(us) != 1 || len(us[0].Collections) != n {
+		t.Errorf("%d errata", len(us))
+	}
+	c, err := rpm.ReadComps(strings.NewReader(comps.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = rpm.MergeComps(c)
+	if len(c.Groups) != 1 || len(c.Groups[0].Packages) != n || len(c.LangPacks) != n || len(c.Environments[0].Chosen) != n {
+		t.Errorf("%d groups", len(c.Groups))
+	}
+	if b := c.XML(); bytes.Count(b, []byte(`default="true"`)) != n {
+		t.Errorf("%d bytes", len(b))
+	}
+}
+
 // withMeta writes a repository of all packages and one more file of metadata.
 func withMeta(t *testing.T, typ string, b []byte) string {
 	t.Helper()

@@ -172,6 +172,9 @@ func (x *scanner) update(t tag, items *int) (u Update, err error) {
 				if string(t.name) != "collection" {
 					return nil
 				}
+				if err := item(); err != nil {
+					return err
+				}
 				c, err := x.collection(t, item)
 				u.Collections = append(u.Collections, c)
 				return err
@@ -378,44 +381,63 @@ func compareCollections(a, b UpdateCollection) int {
 // version counts, then the one that was updated later; of two that are as new the earlier list's
 // counts, with the packages of both: repositories name the packages that they have.
 func MergeUpdates(lists ...[]Update) []Update {
-	byID := map[string]Update{}
+	byID := map[string][]Update{} // those that are as new
 	for _, l := range lists {
 		for _, u := range l {
-			have, ok := byID[u.ID]
-			if !ok {
-				byID[u.ID] = u
-				continue
+			have := byID[u.ID]
+			c := 1
+			if len(have) > 0 {
+				c = cmp.Or(CompareVersions(u.Version, have[0].Version), strings.Compare(cmp.Or(u.Updated, u.Issued), cmp.Or(have[0].Updated, have[0].Issued)))
 			}
-			switch c := cmp.Or(CompareVersions(have.Version, u.Version), strings.Compare(cmp.Or(have.Updated, have.Issued), cmp.Or(u.Updated, u.Issued))); {
-			case c < 0:
-				byID[u.ID] = u
+			switch {
+			case c > 0:
+				byID[u.ID] = []Update{u}
 			case c == 0:
-				have.Collections = mergeCollections(have.Collections, u.Collections)
-				byID[u.ID] = have
+				byID[u.ID] = append(have, u)
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Values(byID), func(a, b Update) int { return strings.Compare(a.ID, b.ID) })
+	out := make([]Update, 0, len(byID))
+	for _, id := range slices.Sorted(maps.Keys(byID)) {
+		same := byID[id]
+		u := same[0]
+		if len(same) > 1 {
+			u.Collections = joinCollections(same)
+		}
+		out = append(out, u)
+	}
+	return out
 }
 
-// mergeCollections joins the packages of collections of the same name and module.
-func mergeCollections(a, b []UpdateCollection) []UpdateCollection {
-	out := slices.Clone(a)
-	for _, c := range b {
-		i := slices.IndexFunc(out, func(o UpdateCollection) bool { return compareCollections(o, c) == 0 })
-		if i < 0 {
-			out = append(out, c)
-			continue
-		}
-		have := map[NEVRA]bool{}
-		for _, p := range out[i].Packages {
-			have[p.NEVRA] = true
-		}
-		out[i].Packages = slices.Clone(out[i].Packages)
-		for _, p := range c.Packages {
-			if !have[p.NEVRA] {
-				have[p.NEVRA] = true
-				out[i].Packages = append(out[i].Packages, p)
+// joinCollections joins the packages of collections of the same name and module.
+func joinCollections(same []Update) (out []UpdateCollection) {
+	type key struct {
+		short, name string
+		module      UpdateModule
+	}
+	type member struct {
+		nth int
+		pkg NEVRA
+	}
+	nth := map[key]int{}
+	have := map[member]bool{}
+	for _, u := range same {
+		for _, c := range u.Collections {
+			k := key{c.Short, c.Name, UpdateModule{}}
+			if c.Module != nil {
+				k.module = *c.Module
+			}
+			i, ok := nth[k]
+			if !ok {
+				i = len(out)
+				nth[k] = i
+				out = append(out, UpdateCollection{Short: c.Short, Name: c.Name, Module: c.Module})
+			}
+			for _, p := range c.Packages {
+				if m := (member{i, p.NEVRA}); !have[m] {
+					have[m] = true
+					out[i].Packages = append(out[i].Packages, p)
+				}
 			}
 		}
 	}

@@ -231,51 +231,52 @@ func (ms Docs) YAML() []byte {
 //   - defaults modified at the same time are joined. Where they name different default streams, or
 //     different profiles for one stream, there is no default.
 func Merge(all ...Docs) (out Docs, conflicts []string, err error) {
-	at := map[string]int{}
+	// All on one thing at once: what is joined one by one is read again and again.
+	var keys []string
+	on := map[string]Docs{}
 	for _, ms := range all {
 		for _, m := range ms {
 			k := m.key()
-			i, ok := at[k]
-			if !ok {
-				at[k] = len(out)
-				out = append(out, m)
-				continue
-			}
-			have := out[i]
+			have, ok := on[k]
 			switch {
-			case bytes.Equal(have.Text, m.Text):
-			case m.Kind == KindStream:
-				same, err := joinArtifacts(&have, m)
-				if err != nil {
-					return nil, nil, err
-				}
-				if !same {
-					conflicts = append(conflicts, m.String())
-				}
-				out[i] = have
-			case m.Modified > have.Modified:
-				out[i] = m
-			case m.Modified < have.Modified:
-			case m.Kind == KindDefaults:
-				joined, unset, err := joinDefaults(have, m)
-				if err != nil {
-					return nil, nil, err
-				}
-				out[i] = joined
-				if unset {
-					conflicts = append(conflicts, m.String())
-				}
-			default:
-				conflicts = append(conflicts, m.String())
+			case !ok:
+				keys = append(keys, k)
+				on[k] = Docs{m}
+			case m.Modified > have[0].Modified:
+				on[k] = Docs{m}
+			case m.Modified == have[0].Modified:
+				on[k] = append(have, m)
 			}
 		}
 	}
+	for _, k := range keys {
+		same := on[k]
+		m, conflict := same[0], false
+		if slices.ContainsFunc(same, func(o Doc) bool { return !bytes.Equal(o.Text, m.Text) }) {
+			switch m.Kind {
+			case KindStream:
+				m, conflict, err = joinBuilds(same)
+			case KindDefaults:
+				m, conflict, err = joinDefaults(same)
+			default:
+				conflict = true
+			}
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+		out = append(out, m)
+		if conflict {
+			conflicts = append(conflicts, m.String())
+		}
+	}
 	slices.Sort(conflicts)
-	return out, slices.Compact(conflicts), nil
+	return out, conflicts, nil
 }
 
-// joinArtifacts adds the artifacts of n to those of m, when they are the same build.
-func joinArtifacts(m *Doc, n Doc) (same bool, err error) {
+// joinBuilds is the first document with the artifacts of all that are the same build.
+func joinBuilds(same Docs) (m Doc, conflict bool, err error) {
+	m = same[0]
 	rest := func(text []byte) (doc map[string]any, err error) {
 		if err := yaml.Unmarshal(text, &doc); err != nil {
 			return nil, unreadable(err)
@@ -285,28 +286,37 @@ func joinArtifacts(m *Doc, n Doc) (same bool, err error) {
 		}
 		return doc, nil
 	}
-	a, err := rest(m.Text)
+	first, err := rest(m.Text)
 	if err != nil {
-		return false, err
+		return m, false, err
 	}
-	b, err := rest(n.Text)
-	if err != nil || !reflect.DeepEqual(a, b) {
-		return false, err
+	all := slices.Clip(m.Artifacts)
+	for _, o := range same[1:] {
+		theirs, err := rest(o.Text)
+		if err != nil {
+			return m, false, err
+		}
+		if !reflect.DeepEqual(first, theirs) {
+			conflict = true
+			continue
+		}
+		all = append(all, o.Artifacts...)
 	}
-	both := slices.Concat(m.Artifacts, n.Artifacts)
-	slices.Sort(both)
-	m.Artifacts = slices.Compact(both)
-	var root yaml.Node
+	sorted := func(l []string) []string { return slices.Compact(slices.Sorted(slices.Values(l))) }
+	if all = sorted(all); slices.Equal(all, sorted(m.Artifacts)) {
+		return m, conflict, nil
+	}
+	m.Artifacts = all
+	var root, list yaml.Node
 	if err := yaml.Unmarshal(m.Text, &root); err != nil {
-		return false, unreadable(err)
+		return m, false, unreadable(err)
 	}
 	data := child(root.Content[0], "data")
 	if data == nil {
-		return false, unreadable(errors.New("no data"))
+		return m, false, unreadable(errors.New("no data"))
 	}
-	var list yaml.Node
 	if err := list.Encode(map[string]any{"rpms": m.Artifacts}); err != nil {
-		return false, unreadable(err)
+		return m, false, unreadable(err)
 	}
 	if old := child(data, "artifacts"); old != nil {
 		*old = list
@@ -314,7 +324,7 @@ func joinArtifacts(m *Doc, n Doc) (same bool, err error) {
 		data.Content = append(data.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: "artifacts"}, &list)
 	}
 	m.Text, err = encodeYAML(&root)
-	return true, err
+	return m, conflict, err
 }
 
 // child is the value of a key of a mapping, or nil.
@@ -350,30 +360,41 @@ type defaultsYAML struct {
 	} `yaml:"data"`
 }
 
-func joinDefaults(m, n Doc) (_ Doc, unset bool, err error) {
-	var a, b defaultsYAML
-	if err := cmp.Or(yaml.Unmarshal(m.Text, &a), yaml.Unmarshal(n.Text, &b)); err != nil {
+func joinDefaults(same Docs) (m Doc, conflict bool, err error) {
+	m = same[0]
+	var out defaultsYAML
+	if err := yaml.Unmarshal(m.Text, &out); err != nil {
 		return m, false, unreadable(err)
 	}
-	switch {
-	case a.Data.Stream == "":
-		a.Data.Stream = b.Data.Stream
-	case b.Data.Stream != "" && a.Data.Stream != b.Data.Stream:
-		a.Data.Stream, unset = "", true
+	if out.Data.Profiles == nil {
+		out.Data.Profiles = map[string][]string{}
 	}
-	for stream, profiles := range b.Data.Profiles {
-		have, ok := a.Data.Profiles[stream]
-		switch {
-		case a.Data.Profiles == nil:
-			a.Data.Profiles = map[string][]string{stream: profiles}
-		case !ok:
-			a.Data.Profiles[stream] = profiles
-		case !slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(profiles))):
-			a.Data.Profiles[stream], unset = []string{}, true
+	noStream, noProfiles := false, map[string]bool{} // what was in conflict stays so
+	for _, o := range same[1:] {
+		var d defaultsYAML
+		if err := yaml.Unmarshal(o.Text, &d); err != nil {
+			return m, false, unreadable(err)
+		}
+		switch stream := d.Data.Stream; {
+		case noStream || stream == "" || stream == out.Data.Stream:
+		case out.Data.Stream == "":
+			out.Data.Stream = stream
+		default:
+			out.Data.Stream, noStream = "", true
+		}
+		for stream, profiles := range d.Data.Profiles {
+			slices.Sort(profiles)
+			have, ok := out.Data.Profiles[stream]
+			switch {
+			case !ok:
+				out.Data.Profiles[stream] = profiles
+			case !noProfiles[stream] && !slices.Equal(slices.Sorted(slices.Values(have)), profiles):
+				out.Data.Profiles[stream], noProfiles[stream] = []string{}, true
+			}
 		}
 	}
-	m.Text, err = encodeYAML(a)
-	return m, unset, err
+	m.Text, err = encodeYAML(out)
+	return m, noStream || len(noProfiles) > 0, err
 }
 
 // Filter keeps the builds of which a package is there, and what is said of modules and streams

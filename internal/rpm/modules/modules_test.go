@@ -180,6 +180,11 @@ func TestModulesMerged(t *testing.T) {
 	if twice, _, err := modules.Merge(again, again, again); err != nil || !bytes.Equal(twice.YAML(), got.YAML()) {
 		t.Errorf("%v\n%s", err, cmp.Diff(string(got.YAML()), string(twice.YAML())))
 	}
+	// A third one does not settle what two are at odds about.
+	third := readModules(t, defaultsDoc("one", 0, "1.0", "    \"1.0\": [common]\n")+defaultsDoc("three", 7, "s", "    s: [common]\n"))
+	if thrice, _, err := modules.Merge(a, b, third); err != nil || !bytes.Equal(thrice.YAML(), got.YAML()) {
+		t.Errorf("%v\n%s", err, cmp.Diff(string(got.YAML()), string(thrice.YAML())))
+	}
 	other, _, err := modules.Merge(b, a)
 	if err != nil || len(other) != len(got) {
 		t.Error(len(other), err)
@@ -249,6 +254,20 @@ func dnfModules(t *testing.T, doc []byte) string {
 		t.Fatalf("dnf: %v: %s", err, out)
 	}
 	return string(out)
+}
+
+// Many documents on one thing take no longer than as many on many: with the square of them, this
+// test would not end.
+func TestManyDocumentsOnOneThing(t *testing.T) {
+	var b strings.Builder
+	for i := range 2000 {
+		b.WriteString(streamDoc("one", "1.0", 5, "one", fmt.Sprintf("p%d-0:1-1.x86_64", i), fmt.Sprintf("q%d-0:1-1.x86_64", i)))
+		b.WriteString(defaultsDoc("one", 1, "1.0", fmt.Sprintf("    s%d: [a]\n", i)))
+	}
+	got, conflicts, err := modules.Merge(readModules(t, b.String()))
+	if err != nil || len(conflicts) > 0 || len(got) != 2 || len(got[0].Artifacts) != 4000 || bytes.Count(got[1].Text, []byte("\n")) < 4000 {
+		t.Errorf("%d documents, %v %v", len(got), conflicts, err)
+	}
 }
 
 func TestOddModules(t *testing.T) {
