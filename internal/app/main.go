@@ -47,6 +47,7 @@ type line struct {
 	Server  serverVerb   `cmd:"" help:"Run the server." example:"drover server --dir /srv/drover\ndrover server --listen 0.0.0.0:7280 --name drover.example --db postgres://drover@db/drover"`
 	Builder builderVerbs `cmd:"" help:"Run a builder, or look after builders."`
 	Signer  signerVerbs  `cmd:"" help:"Run the signer."`
+	Site    siteVerb     `cmd:"" help:"Run a site: a cache of channels at another location." example:"drover site --centre https://drover.example:7280 --dir /srv/site --listen 0.0.0.0:8080 --channel stream-10/prod --ahead"`
 	Login   loginVerb    `cmd:"" help:"Remember a server and a token." example:"drover login https://drover.example:7280\ndrover login http://127.0.0.1:7280 --token-file token"`
 	Logout  logoutVerb   `cmd:"" help:"Forget the server and the token." example:"drover logout --revoke"`
 	Doctor  doctorVerb   `cmd:"" help:"Name what this machine lacks." example:"drover doctor --dir /srv/drover"`

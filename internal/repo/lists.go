@@ -127,7 +127,16 @@ func (s *Store) lead(w *serving.Meter, r *http.Request, name, ext string) error 
 		_, _ = w.Write(wire.RepoFile(base, st.Channel, parts))
 		return nil
 	}
-	b, err := s.releasePackage(r.Context(), st, base)
+	keys := map[string]string{}
+	for _, t := range st.Trees {
+		if t.Key == "" || keys[t.Key] != "" {
+			continue
+		}
+		if keys[t.Key], err = s.Signer.Public(r.Context(), t.Key); err != nil {
+			return err
+		}
+	}
+	b, err := wire.ReleasePackage(base, st, keys)
 	if err != nil {
 		return err
 	}
@@ -136,30 +145,6 @@ func (s *Store) lead(w *serving.Meter, r *http.Request, name, ext string) error 
 	w.Header().Set("ETag", `"`+hex.EncodeToString(h[:])+`"`)
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 	return nil
-}
-
-// releasePackage makes the package that leads a host to a channel. With other keys of the channel
-// its release grows, so that a host that has it takes the new one.
-func (s *Store) releasePackage(ctx context.Context, st wire.State, base string) ([]byte, error) {
-	var release int64
-	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		// The last state with a tree that went or was signed otherwise: parts come and go with their line.
-		return tx.QueryRow(`SELECT COALESCE(MAX(c.until), 0) FROM repo_channel c JOIN repo_snapshot_tree st ON st.snapshot = c.snapshot JOIN repo_tree t ON t.id = st.tree
-			WHERE c.name = $1 AND c.until > 0 AND NOT EXISTS (SELECT 1 FROM repo_snapshot_tree nst JOIN repo_tree nt ON nt.id = nst.tree WHERE nst.snapshot = $2 AND nst.name = st.name AND nt.key = t.key)`, st.Channel, st.Snapshot).Scan(&release)
-	})
-	if err != nil {
-		return nil, err
-	}
-	parts, keys := wire.Parts(st.Channel, st.Trees), map[string]string{}
-	for _, p := range parts {
-		if p.Key == "" {
-			continue
-		}
-		if keys[p.Key], err = s.Signer.Public(ctx, p.Key); err != nil {
-			return nil, err
-		}
-	}
-	return serving.ReleasePackage(base, st.Channel, release, parts, keys)
 }
 
 // chunkFile serves a chunk: a blob, and none that is not a part of some tree.
@@ -191,7 +176,12 @@ func (s *Store) State(ctx context.Context, name string) (st wire.State, err erro
 		for _, t := range ts {
 			st.Trees = append(st.Trees, wire.Tree{Name: t.name, Key: t.key})
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		// The last state with a tree that went or was signed otherwise: parts come and go with their line.
+		return tx.QueryRow(`SELECT COALESCE(MAX(c.until), 0) FROM repo_channel c JOIN repo_snapshot_tree st ON st.snapshot = c.snapshot JOIN repo_tree t ON t.id = st.tree
+			WHERE c.name = $1 AND c.until > 0 AND NOT EXISTS (SELECT 1 FROM repo_snapshot_tree nst JOIN repo_tree nt ON nt.id = nst.tree WHERE nst.snapshot = $2 AND nst.name = st.name AND nt.key = t.key)`, c.Name, c.Snapshot).Scan(&st.Release)
 	})
 	return st, err
 }

@@ -6,7 +6,8 @@ import "net/url"
 type State struct {
 	Channel  string `json:"channel"`
 	Snapshot string `json:"snapshot"`
-	Since    int64  `json:"since"` // the event that moved it here
+	Since    int64  `json:"since"`   // the event that moved it here
+	Release  int64  `json:"release"` // the last event that changed which keys it has
 	Trees    []Tree `json:"trees"`
 }
 

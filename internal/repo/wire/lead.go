@@ -1,4 +1,4 @@
-package serving
+package wire
 
 import (
 	"bytes"
@@ -8,17 +8,17 @@ import (
 	"strings"
 	"time"
 
-	"drover/internal/repo/wire"
-
 	"github.com/google/rpmpack"
 )
 
 // ReleasePackage makes the package that leads a host to a channel: its .repo file and the keys,
-// by name, of what is signed. The same content gives the same bytes.
-func ReleasePackage(base, channel string, release int64, parts []wire.Part, keys map[string]string) ([]byte, error) {
+// by name, of what is signed. The same content gives the same bytes; with other keys of the channel
+// its release grows, so that a host that has it takes the new one.
+func ReleasePackage(base string, st State, keys map[string]string) ([]byte, error) {
+	channel, parts := st.Channel, Parts(st.Channel, st.Trees)
 	name := strings.ReplaceAll(channel, "/", "-")
 	made := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // whenever it is made, it is the same
-	p, err := rpmpack.NewRPM(rpmpack.RPMMetaData{Name: "drover-release-" + name, Version: "1", Release: strconv.FormatInt(release, 10), Arch: "noarch", OS: "linux",
+	p, err := rpmpack.NewRPM(rpmpack.RPMMetaData{Name: "drover-release-" + name, Version: "1", Release: strconv.FormatInt(st.Release, 10), Arch: "noarch", OS: "linux",
 		Summary: "The repositories of the channel " + channel, Description: "The .repo file of the channel " + channel + " at " + base + ", and its keys.",
 		Licence: "Public Domain", //nolint:misspell // its name there
 		Group:   "System Environment/Base", Vendor: "drover", BuildHost: "drover", Compressor: "gzip", Epoch: rpmpack.NoEpoch, BuildTime: made})
@@ -32,7 +32,7 @@ func ReleasePackage(base, channel string, release int64, parts []wire.Part, keys
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		add(file(k), []byte(keys[k]), rpmpack.GenericFile)
 	}
-	add("/etc/yum.repos.d/drover-"+name+".repo", wire.RepoFile(base, channel, wire.Keyed(parts, func(key string) string { return "file://" + file(key) })), rpmpack.ConfigFile|rpmpack.NoReplaceFile)
+	add("/etc/yum.repos.d/drover-"+name+".repo", RepoFile(base, channel, Keyed(parts, func(key string) string { return "file://" + file(key) })), rpmpack.ConfigFile|rpmpack.NoReplaceFile)
 	var b bytes.Buffer
 	err = p.Write(&b)
 	return b.Bytes(), err

@@ -1,0 +1,262 @@
+package site
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"drover/internal/blob"
+	"drover/internal/durable"
+	"drover/internal/fault"
+	"drover/internal/repo/wire"
+	"drover/internal/rpm"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+)
+
+// meta is a metadata file of a tree; its bytes are a blob.
+type meta struct {
+	Path string `json:"path"`
+	Sum  string `json:"sum"`
+	Size int64  `json:"size"`
+}
+
+// tree is a repository of a snapshot.
+type tree struct {
+	Name    string   `json:"name"`
+	Key     string   `json:"key,omitempty"`
+	Files   []meta   `json:"files"`
+	Primary string   `json:"primary"`          // sum of the file that lists the packages
+	Chunks  []string `json:"chunks,omitempty"` // blobs that the next state may share
+}
+
+func (t *tree) file(path string) (meta, bool) {
+	i := slices.IndexFunc(t.Files, func(m meta) bool { return m.Path == path })
+	if i < 0 {
+		return meta{}, false
+	}
+	return t.Files[i], true
+}
+
+// snapshot is a state of a channel.
+type snapshot struct {
+	wire.State
+	At    time.Time `json:"at"` // when the site had it
+	Trees []tree    `json:"have"`
+}
+
+func (sn *snapshot) tree(name string) *tree {
+	i := slices.IndexFunc(sn.Trees, func(t tree) bool { return t.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &sn.Trees[i]
+}
+
+// channel is what is kept of a channel, newest first. It is replaced, never changed.
+type channel struct {
+	Name   string     `json:"name"`
+	Keys   []string   `json:"keys"` // names that its trees may be signed with; "" for none
+	States []snapshot `json:"states"`
+
+	contact time.Time // when the centre last answered
+	behind  time.Time // since when a newer state is known and not served; zero for not
+	trouble string
+}
+
+// Old states stay for hosts that began with them: for a week, and the newest of them.
+const (
+	keepFor    = 7 * 24 * time.Hour
+	keepStates = 50
+	keepLeast  = 2
+)
+
+// keep gives the states that stay.
+func keep(states []snapshot, now time.Time) []snapshot {
+	out := states[:0:0]
+	for i, sn := range states {
+		if i < keepLeast || i < keepStates && now.Sub(states[i-1].At) < keepFor {
+			out = append(out, sn)
+		}
+	}
+	return out
+}
+
+func (s *Site) channelFile(name string) string {
+	return s.path("channels", url.PathEscape(name)+".json")
+}
+
+// load reads what an earlier process left, and what of the blobs is a package.
+func (s *Site) load() error {
+	for _, n := range s.Channels {
+		c := &channel{Name: n}
+		b, err := os.ReadFile(s.channelFile(n))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err == nil {
+			if err := json.Unmarshal(b, c); err != nil || c.Name != n {
+				return fault.Internal("site_state", "%s is damaged", s.channelFile(n)).Wrap(err).Fix("remove it: the channel is fetched again, and its keys are taken again")
+			}
+		}
+		s.channels[n] = c
+	}
+	live := s.live()
+	for in, err := range s.blobs.List() {
+		if err != nil {
+			return err
+		}
+		if !live[in.Digest.String()] {
+			s.packages[in.Digest.String()] = &kept{size: in.Size, used: in.Put}
+		}
+	}
+	return nil
+}
+
+// live is every blob of metadata that a state needs. Callers hold mu, or are alone.
+func (s *Site) live() map[string]bool {
+	out := map[string]bool{}
+	for _, c := range s.channels {
+		for _, sn := range c.States {
+			for _, t := range sn.Trees {
+				for _, f := range t.Files {
+					out[f.Sum] = true
+				}
+				for _, d := range t.Chunks {
+					out[d] = true
+				}
+			}
+		}
+	}
+	return out
+}
+
+// move makes a snapshot a channel's present one: the pointer goes to the disk, then to hosts.
+func (s *Site) move(name string, keys []string, sn snapshot) error {
+	s.mu.Lock()
+	was := s.channels[name]
+	s.mu.Unlock()
+	next := *was // only follow of this channel comes here
+	next.Keys = keys
+	next.States = keep(append([]snapshot{sn}, slices.DeleteFunc(slices.Clone(was.States), func(x snapshot) bool { return x.Snapshot == sn.Snapshot })...), sn.At)
+	next.contact, next.behind, next.trouble = time.Now(), time.Time{}, ""
+	b, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(s.channelFile(name), b, 0o600); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	before := s.live()
+	s.channels[name] = &next
+	now := s.live()
+	for sum := range now {
+		delete(s.packages, sum)
+	}
+	used := map[string]bool{}
+	for _, c := range s.channels {
+		for _, sn := range c.States {
+			for _, t := range sn.Trees {
+				used[t.Primary] = true
+			}
+		}
+	}
+	for p := range s.indexes {
+		if !used[p] {
+			delete(s.indexes, p)
+		}
+	}
+	close(s.moved)
+	s.moved = make(chan struct{})
+	s.mu.Unlock()
+	for sum := range before {
+		if !now[sum] {
+			if err := s.blobs.Delete(blob.Digest(sum)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// channel gives what is kept of a channel, or nil.
+func (s *Site) channel(name string) *channel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.channels[name]
+}
+
+// note changes what is said of a channel.
+func (s *Site) note(name string, fn func(*channel)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := *s.channels[name]
+	fn(&next)
+	s.channels[name] = &next
+}
+
+// item is a package that metadata names.
+type item struct {
+	sum  [32]byte
+	size int64
+}
+
+func (i item) hex() string { return hex.EncodeToString(i.sum[:]) }
+
+// index is the packages of a tree by their places.
+type index struct{ items map[string]item }
+
+// maxPackages bounds a tree.
+const maxPackages = 200_000
+
+// index gives the packages that a primary file lists.
+func (s *Site) index(primary string) (*index, error) {
+	s.mu.Lock()
+	x := s.indexes[primary]
+	s.mu.Unlock()
+	if x != nil {
+		return x, nil
+	}
+	b, err := s.blobs.Get(blob.Digest(primary))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	x = &index{items: map[string]item{}}
+	err = rpm.ReadPrimary(b, func(p rpm.PrimaryPackage) error {
+		if len(x.items) >= maxPackages {
+			return fault.TooLarge("site_size", "a repository of the centre has over %d packages", maxPackages)
+		}
+		if err := rpm.CheckHref(p.Href); err != nil {
+			return err
+		}
+		raw, err := hex.DecodeString(p.Sum)
+		if p.Algo != "sha256" || err != nil || len(raw) != 32 || p.Size <= 0 || strings.HasPrefix(p.Href, "repodata/") {
+			return fault.Invalid("site_package", "the metadata names %.200q without a size and a sha256", p.Href).Fix("leave this channel out: its upstream is too old for a site")
+		}
+		x.items[p.Href] = item{[32]byte(raw), p.Size}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.indexes[primary] = x
+	s.mu.Unlock()
+	return x, nil
+}
+
+// fingerprint is that of a key.
+func fingerprint(r openpgp.EntityList) string {
+	if len(r) == 0 {
+		return ""
+	}
+	return hex.EncodeToString(r[0].PrimaryKey.Fingerprint)
+}
