@@ -75,6 +75,38 @@ func (u *Universe) Installable(fn func(rpm.NEVRA, bool)) {
 	}
 }
 
+// Together tells whether two packages of the universe may be installed beside each other as far
+// as the two of them go: that neither conflicts with or obsoletes the other, and that they are
+// no two versions of one package. Two that may not cannot have conflicting files either.
+func (u *Universe) Together(a, b rpm.NEVRA) bool {
+	p := u.pool
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, x := range p.find(a, u) {
+		for _, y := range p.find(b, u) {
+			if x != y && !p.excludes(x, y) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (p *Pool) excludes(x, y uint32) bool {
+	a, b := &p.pkgs[x], &p.pkgs[y]
+	return a.name == b.name && a.color&b.color != 0 || slices.Contains(a.foes, y)
+}
+
+// find gives the packages of a name, version and architecture.
+func (p *Pool) find(n rpm.NEVRA, u *Universe) (out []uint32) {
+	for _, id := range p.byName[p.ids[n.Name]] {
+		if u.bits.has(id) && p.nevra(id) == n {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // asker finds reasons.
 type asker struct {
 	*Pool

@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"drover/internal/rpm"
 )
 
@@ -105,6 +107,55 @@ func selfish(p *Package, d rpm.Dep) bool {
 
 func conditional(e *expr) bool {
 	return e.op == opIf || e.op == opUnless || e.op != opNone && (conditional(e.a) || conditional(e.b))
+}
+
+// What is answered step by step is what is answered from nothing.
+func TestStepByStep(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 2))}
+		for i := range rapid.IntRange(3, 15).Draw(t, "names") {
+			w.names = append(w.names, string(rune('a'+i)))
+		}
+		p := NewPool()
+		var all []*Block
+		for range rapid.IntRange(5, 40).Draw(t, "packages") {
+			b, err := p.Decode(Encode([]Package{w.pkg()}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, b)
+		}
+		some := func() *Universe {
+			return p.Universe(rapid.Permutation(all).Draw(t, "there")[:rapid.IntRange(0, len(all)).Draw(t, "count")]...)
+		}
+		from := some()
+		for range rapid.IntRange(1, 5).Draw(t, "steps") {
+			to := some()
+			got := Check(from, to)
+			a, b := &Universe{pool: p, bits: from.bits}, &Universe{pool: p, bits: to.bits}
+			b.known(nil)
+			want := Check(a, b)
+			if lines, wants := verdict(got), verdict(want); lines != wants {
+				t.Fatalf("step by step:\n%s\nfrom nothing:\n%s", lines, wants)
+			}
+			from = to
+		}
+	})
+}
+
+// verdict is what a verdict says, but for the reasons, of which there may be several.
+func verdict(v Verdict) string {
+	s := fmt.Sprintf("before %d, fixed %d", v.Before, v.Fixed)
+	for _, l := range [][]Finding{v.Broken, v.Added} {
+		for _, f := range l {
+			if len(f.Why) == 0 {
+				s += "\nwithout a reason: "
+			}
+			s += "\n" + f.Package.String()
+		}
+		s += "\n--"
+	}
+	return s
 }
 
 // Small worlds, dense with conflicts and rich dependencies, each answered by libsolv in full

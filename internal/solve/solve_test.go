@@ -112,6 +112,25 @@ user-1-1.noarch:
 	}
 }
 
+func TestTogether(t *testing.T) {
+	p := NewPool()
+	u := p.Universe(blocks(t, p, []Package{
+		made(t, "a-1-1.x86_64", "C: b < 2"), made(t, "a-2-1.x86_64"), made(t, "a-1-1.i686"), made(t, "b-1-1.noarch"), made(t, "c-1-1.noarch", "O: a < 2"),
+	})...)
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{
+		{"a-1-1.x86_64", "a-2-1.x86_64", false}, {"a-1-1.x86_64", "a-1-1.i686", true}, {"a-1-1.x86_64", "b-1-1.noarch", false},
+		{"b-1-1.noarch", "a-1-1.x86_64", false}, {"a-2-1.x86_64", "b-1-1.noarch", true}, {"c-1-1.noarch", "a-1-1.i686", false},
+		{"c-1-1.noarch", "a-2-1.x86_64", true}, {"c-1-1.noarch", "nobody-1-1.noarch", false},
+	} {
+		if got := u.Together(made(t, c.a).NEVRA, made(t, c.b).NEVRA); got != c.want {
+			t.Errorf("%s beside %s: %v", c.a, c.b, got)
+		}
+	}
+}
+
 func TestBlocks(t *testing.T) {
 	pkgs := load(t, "cs9-baseos-2022")
 	b := Encode(pkgs)
