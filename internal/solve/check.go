@@ -126,6 +126,9 @@ func (a *asker) why(id uint32) (out []string) {
 	for len(out) < maxReasons {
 		n := need{id, a.to.proof.dead[id]}
 		if why, ok := a.to.proof.refuted[id]; ok {
+			if len(why) == 0 {
+				return append(out, a.nevra(id).String()+": whether it can be installed could not be found out in time")
+			}
 			if len(why) != 1 || why[0].pkg != id || slices.ContainsFunc(a.could(why[0]), a.to.proof.live.has) {
 				return append(out, a.clash(why)...)
 			}

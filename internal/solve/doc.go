@@ -14,14 +14,17 @@
 // of its members at once. A change of a few packages is answered by repairing those sets.
 // Only what falls out of them is asked of a SAT solver.
 //
-// Not modeled: several kernels beside each other (installonlypkgs), which no requirement of a
-// package asks for; weak dependencies, which never keep a package out; modules: the caller
-// leaves out what is hidden; preference of an architecture among those of one word size
-// (i586 and i686), which CentOS does not have, and of a version
-// of an i686 package of which there is an x86_64 one too, which is libsolv's taste: rpm installs
-// others. A
-// rich conflict that has a condition and names something that its own package provides, as in
-// "(itself unless other)", is taken at its word; libsolv drops parts of it, by how it is written.
+// Not modeled:
+//
+//   - several kernels beside each other (installonlypkgs), which no requirement of a package
+//     asks for;
+//   - weak dependencies, which never keep a package out;
+//   - modules: the caller leaves out what is hidden, and source packages;
+//   - which architecture is preferred, and that an i686 package must have the version of its
+//     x86_64 twin where that is within reach: libsolv's taste, rpm installs others;
+//   - a rich conflict that has a condition and names something that its own package provides,
+//     "(itself unless other)": it is taken at its word, while libsolv drops parts of it by how
+//     it is written.
 //
 // Sources: rpm's manual of dependencies and rich dependencies, libsolv's rules.c and
 // cplxdeps.c for what its answers depend on.

@@ -207,7 +207,7 @@ func BenchmarkGate(b *testing.B) {
 		}
 		return p.Universe(blocks...), new
 	}
-	any := func() int { return r.IntN(len(pkgs)) }
+	anyone := func() int { return r.IntN(len(pkgs)) }
 	glibc := func() int {
 		return slices.IndexFunc(pkgs, func(q Package) bool { return q.Name == "glibc" })
 	}
@@ -223,10 +223,10 @@ func BenchmarkGate(b *testing.B) {
 		alter func(*Package)
 		cold  bool
 	}{
-		{"builds", 20, any, nil, false},
-		{"breaking", 20, any, breaking, false},
+		{"builds", 20, anyone, nil, false},
+		{"breaking", 20, anyone, breaking, false},
 		{"core", 1, glibc, nil, false},
-		{"cold", 20, any, nil, true},
+		{"cold", 20, anyone, nil, true},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			var times, cpus []time.Duration

@@ -52,6 +52,7 @@ type pkg struct {
 	name, evr, arch, source uint32
 	rank                    uint32 // among the packages of its name, 0 is the newest
 	color                   uint8
+	formulas                bool     // has some in rich
 	reqs                    []uint32 // atoms of which each must be met
 	meets                   []uint32 // atoms that it meets
 	foes                    []uint32 // packages that it excludes or that exclude it, but for those of its name
@@ -81,6 +82,7 @@ type provided struct {
 // atom is something to be met: a dependency.
 type atom struct {
 	atomKey
+	minded  bool     // has packages in against
 	givers  []uint32 // packages that meet it, ascending
 	holders []uint32 // packages with a requirement or formula that has it
 }
@@ -450,6 +452,7 @@ func (p *Pool) formula(id uint32, e *expr, conflict bool, text uint32) {
 	if !ok {
 		// Nobody can tell; then nobody should install it.
 		p.rich[id] = append(p.rich[id], clause{text: text})
+		p.pkgs[id].formulas = true
 		return
 	}
 next:
@@ -483,10 +486,12 @@ next:
 			continue
 		}
 		p.rich[id] = append(p.rich[id], c)
+		p.pkgs[id].formulas = true
 		for _, a := range c.yes {
 			p.hold(id, a)
 		}
 		for _, a := range c.no {
+			p.atoms[a].minded = true
 			if l := p.against[a]; len(l) == 0 || l[len(l)-1] != id {
 				p.against[a] = append(l, id)
 			}

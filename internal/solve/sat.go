@@ -2,6 +2,7 @@ package solve
 
 import (
 	"slices"
+	"time"
 
 	"github.com/go-air/gini"
 	"github.com/go-air/gini/z"
@@ -19,16 +20,23 @@ type question struct {
 	needs map[z.Lit]need
 }
 
+// patience bounds what one round may take. The hardest seen took milliseconds; dependencies
+// that were made to be hard shall not stop the server.
+const patience = 10 * time.Second
+
 // solve gives a consistent set of packages with id in it, or requirements that prove that
-// there is none.
+// there is none: none of them when that could not be found out.
 func (v *prover) solve(id uint32) (with []uint32, why []need) {
 	q := &question{prover: v, g: gini.New(), vars: map[uint32]z.Lit{}, told: map[uint32]bool{}, needs: map[z.Lit]need{}}
 	q.tell(id)
 	for {
 		q.g.Assume(q.lit(id))
 		q.g.Assume(q.picks...)
-		if q.g.Solve() != 1 {
-			why = []need{} // not nil: two packages may simply exclude each other
+		switch q.g.Try(patience) {
+		case 0:
+			return nil, []need{}
+		case -1:
+			why = []need{}
 			for _, m := range q.g.Why(nil) {
 				if n, ok := q.needs[m]; ok {
 					why = append(why, n)
@@ -169,9 +177,9 @@ func (q *question) used(id uint32) []uint32 {
 	with := []uint32{id}
 	in := map[uint32]bool{id: true}
 	is := func(g uint32) bool { m, ok := q.vars[g]; return ok && q.g.Value(m) }
-	any := func(a uint32, f func(uint32) bool) bool { return slices.ContainsFunc(q.atoms[a].givers, f) }
+	one := func(a uint32, f func(uint32) bool) bool { return slices.ContainsFunc(q.atoms[a].givers, f) }
 	use := func(atoms []uint32) {
-		if slices.ContainsFunc(atoms, func(a uint32) bool { return any(a, func(g uint32) bool { return in[g] }) }) {
+		if slices.ContainsFunc(atoms, func(a uint32) bool { return one(a, func(g uint32) bool { return in[g] }) }) {
 			return
 		}
 		for _, a := range atoms {
@@ -192,7 +200,7 @@ func (q *question) used(id uint32) []uint32 {
 			use([]uint32{a})
 		}
 		for _, c := range q.rich[with[i]] {
-			if allOf(c.no, func(a uint32) bool { return any(a, is) }) {
+			if allOf(c.no, func(a uint32) bool { return one(a, is) }) {
 				use(c.yes)
 			}
 		}

@@ -173,6 +173,9 @@ func (v *prover) lacks(id uint32) int {
 			return i
 		}
 	}
+	if !q.formulas {
+		return -1
+	}
 	for i, c := range v.rich[id] {
 		has := func(a uint32) bool { return v.givers[a] > 0 }
 		avoidable := func(a uint32) bool { return !v.met(a, id) }
@@ -200,7 +203,11 @@ func (v *prover) carry(old *proof) {
 	fresh := v.could.without(old.could)
 	left := map[uint32][]need{}
 	for id, why := range old.refuted {
-		if v.could.has(id) {
+		switch {
+		case !v.could.has(id):
+		case len(why) == 0:
+			fresh.set(id) // nobody knows
+		default:
 			left[id] = why
 		}
 	}
@@ -226,10 +233,10 @@ func (v *prover) carry(old *proof) {
 
 // helps tells whether one of the packages meets one of the requirements.
 func (v *prover) helps(fresh bitset, why []need) bool {
-	any := func(a uint32) bool { return v.some(a, fresh) }
+	given := func(a uint32) bool { return v.some(a, fresh) }
 	for _, n := range why {
 		a, c := v.required(n)
-		if c == nil && any(a) || c != nil && slices.ContainsFunc(c.yes, any) {
+		if c == nil && given(a) || c != nil && slices.ContainsFunc(c.yes, given) {
 			return true
 		}
 	}
@@ -355,15 +362,17 @@ func (b *builder) fulfil(id uint32) bool {
 			return false
 		}
 	}
-	if len(b.rich) == 0 {
-		return true
-	}
-	for _, c := range b.rich[id] {
-		if !b.holds(&c) && !b.make(&c) {
-			return false
+	if b.pkgs[id].formulas {
+		for _, c := range b.rich[id] {
+			if !b.holds(&c) && !b.make(&c) {
+				return false
+			}
 		}
 	}
 	for _, a := range b.pkgs[id].meets {
+		if !b.atoms[a].minded {
+			continue
+		}
 		for _, h := range b.against[a] {
 			if !b.set.has(h) {
 				continue
