@@ -174,7 +174,7 @@ func (s *Store) State(ctx context.Context, name string) (st wire.State, err erro
 		ts, err := s.treesOfSnapshot(tx, c.Snapshot)
 		st = wire.State{Channel: c.Name, Snapshot: c.Snapshot, Since: c.Since, Trees: []wire.Tree{}}
 		for _, t := range ts {
-			st.Trees = append(st.Trees, wire.Tree{Name: t.name, Key: t.key})
+			st.Trees = append(st.Trees, wire.Tree{Name: t.name, Key: t.key, ID: t.id})
 		}
 		if err != nil {
 			return err

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -103,9 +102,7 @@ func (t *tree) sum(path string) string {
 
 // seal gives the tree its id, which stands for every byte of it.
 func (t *tree) seal() {
-	h := sha256.New()
-	fmt.Fprintf(h, "%s %s\n", t.sum(repomdFile), t.sum(repomdFile+".asc"))
-	t.id = hex.EncodeToString(h.Sum(nil))
+	t.id = wire.TreeID(t.sum(repomdFile), t.sum(repomdFile+".asc"))
 	slices.SortFunc(t.files, func(a, b file) int { return strings.Compare(a.Path, b.Path) })
 }
 

@@ -35,6 +35,7 @@ func child() {
 
 // A site that is killed at any moment has, after its restart, one whole state or the next.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	kills := 6
 	if os.Getenv("DROVER_LONG") != "" {
 		kills = 60

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,26 +63,57 @@ func (s *Site) channelsHTTP(w http.ResponseWriter, r *http.Request) error {
 	if pin == "" && (file == "metalink" || file == "mirrorlist") {
 		return s.list(w, r, c, name, file)
 	}
-	moving := pin == "" && (file == repomdFile || file == repomdFile+".asc")
-	for i := range c.States {
-		sn := &c.States[i]
-		if pin != "" && sn.Snapshot != pin {
-			continue
-		}
-		if ok, err := s.tree(w, r, c.Name, sn, name, file, !moving); ok || err != nil {
+	if pin != "" {
+		sn, err := s.pinned(r, c, name, pin)
+		if err != nil {
 			return err
 		}
-		if moving || pin != "" {
+		if ok, err := s.tree(w, r, c.Name, sn, name, file, true); ok || err != nil {
+			return err
+		}
+		return noFile(r.URL.Path)
+	}
+	moving := file == repomdFile || file == repomdFile+".asc"
+	for i := range c.States {
+		if ok, err := s.tree(w, r, c.Name, &c.States[i], name, file, !moving); ok || err != nil {
+			return err
+		}
+		if moving {
 			break
 		}
 	}
-	return s.absent(r, c)
+	return s.absent(r.URL.Path, c)
+}
+
+// pinned finds a snapshot of a channel that has a tree, here or at the centre.
+func (s *Site) pinned(r *http.Request, c *channel, tree, id string) (*snapshot, error) {
+	if sn := c.find(id); sn != nil && sn.tree(tree) != nil {
+		return sn, nil
+	}
+	err := fault.NotFound("file_unknown", "the site has no %.300q", r.URL.Path)
+	if len(c.States) == 0 || c.States[0].tree(tree) == nil || s.stale(c) > 0 {
+		return nil, err // the centre has it no more than the site, or cannot be asked
+	}
+	if len(id) != 64 {
+		full, err := s.resolve(r.Context(), c.Name, tree, id)
+		if err != nil {
+			return nil, err
+		}
+		id = full
+	}
+	if err := s.pin(r.Context(), c.Name, id, tree); err != nil {
+		return nil, err
+	}
+	if sn := s.channel(c.Name).find(id); sn != nil && sn.tree(tree) != nil {
+		return sn, nil
+	}
+	return nil, err
 }
 
 // absent says why there is nothing.
-func (s *Site) absent(r *http.Request, c *channel) error {
+func (s *Site) absent(path string, c *channel) error {
 	if len(c.States) > 0 {
-		return noFile(r.URL.Path)
+		return noFile(path)
 	}
 	why := c.trouble
 	if why == "" {
@@ -93,11 +125,8 @@ func (s *Site) absent(r *http.Request, c *channel) error {
 // snapshotHTTP serves a file of a snapshot that some channel has or had.
 func (s *Site) snapshotHTTP(w http.ResponseWriter, r *http.Request) error {
 	for _, c := range s.all() {
-		for i := range c.States {
-			if c.States[i].Snapshot != r.PathValue("id") {
-				continue
-			}
-			if ok, err := s.tree(w, r, c.Name, &c.States[i], r.PathValue("tree"), r.PathValue("path"), true); ok || err != nil {
+		if sn := c.find(r.PathValue("id")); sn != nil && sn.Snapshot == r.PathValue("id") {
+			if ok, err := s.tree(w, r, c.Name, sn, r.PathValue("tree"), r.PathValue("path"), true); ok || err != nil {
 				return err
 			}
 		}
@@ -223,13 +252,9 @@ func unreached(err error) error {
 func (s *Site) chunkHTTP(w http.ResponseWriter, r *http.Request) error {
 	sum := r.PathValue("sum")
 	for _, c := range s.all() {
-		for _, sn := range c.States {
-			for _, t := range sn.Trees {
-				for _, d := range t.Chunks {
-					if d == sum {
-						return s.blob(w, r, sum, true)
-					}
-				}
+		for t := range c.trees() {
+			if slices.Contains(t.Chunks, sum) {
+				return s.blob(w, r, sum, true)
 			}
 		}
 	}
@@ -260,14 +285,16 @@ func (s *Site) list(w http.ResponseWriter, r *http.Request, c *channel, name, ki
 		}
 	}
 	var now *snapshot
-	for i := range c.States {
-		if choice.Snapshot == "" || len(choice.Snapshot) >= 8 && strings.HasPrefix(c.States[i].Snapshot, choice.Snapshot) {
-			now = &c.States[i]
-			break
+	if choice.Snapshot != "" {
+		var err error
+		if now, err = s.pinned(r, c, name, choice.Snapshot); err != nil {
+			return err
 		}
+	} else if len(c.States) > 0 {
+		now = &c.States[0]
 	}
 	if now == nil || now.tree(name) == nil || !wire.GoodHost(r.Host) {
-		return s.absent(r, c)
+		return s.absent(r.URL.Path, c)
 	}
 	if n := r.URL.Query().Get("countme"); len(n) == 1 && n >= "1" && n <= "4" {
 		select {
@@ -284,10 +311,13 @@ func (s *Site) list(w http.ResponseWriter, r *http.Request, c *channel, name, ki
 		return nil
 	}
 	mds := [][]byte{}
-	for i := range c.States {
-		sn := &c.States[i]
-		t := sn.tree(name)
-		if t == nil || sn != now && (choice.Snapshot != "" || len(mds) > earlier) {
+	states := []snapshot{*now}
+	if choice.Snapshot == "" {
+		states = c.States
+	}
+	for i := range states {
+		t := states[i].tree(name)
+		if t == nil || len(mds) > earlier {
 			continue
 		}
 		f, _ := t.file(repomdFile)
@@ -314,7 +344,7 @@ const earlier = 5
 // lead serves what leads a host to the site: the .repo file, or the package with it.
 func (s *Site) lead(w http.ResponseWriter, r *http.Request, c *channel, ext string) error {
 	if len(c.States) == 0 {
-		return s.absent(r, c)
+		return s.absent(r.URL.Path, c)
 	}
 	if !wire.GoodHost(r.Host) {
 		return noFile(r.URL.Path)

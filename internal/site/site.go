@@ -21,6 +21,7 @@ import (
 	"drover/internal/repo/wire"
 	"drover/internal/web"
 
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,6 +69,7 @@ type Site struct {
 	// syncing is held during a sync: it counts on metadata that is here, and the end of another
 	// removes what nobody needs.
 	syncing sync.Mutex
+	pinning singleflight.Group
 
 	mu       sync.Mutex // guards what follows
 	channels map[string]*channel
@@ -102,6 +104,15 @@ func New(c Config) (s *Site, err error) {
 	}
 	if err := s.alone(); err != nil {
 		return s, err
+	}
+	old, err := filepath.Glob(s.path("partial", "flight-*"))
+	if err != nil {
+		return s, err
+	}
+	for _, f := range old { // a kill at the wrong moment
+		if err := os.Remove(f); err != nil {
+			return s, err
+		}
 	}
 	if s.blobs, err = blob.Open(s.path("blobs")); err != nil {
 		return s, err

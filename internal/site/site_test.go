@@ -346,6 +346,39 @@ func TestSite(t *testing.T) {
 		t.Error("the package that leads to the site changes")
 	}
 
+	// A site that never had a state fetches it when a host is pinned there.
+	late, _ := start(t, config(t, g.URL, h.Log, "stream"))
+	at(t, late, two.Snapshot)
+	_, link, _ = get(t, late.URL+"/channels/stream/x86_64/metalink?snapshot="+one.Snapshot[:12])
+	if m, err := rpm.ReadMetalink(link); err != nil || m.Mirrors[0].Root != late.URL+"/channels/stream/at/"+one.Snapshot+"/x86_64/" {
+		t.Errorf("a snapshot that the site never had: %v\n%s", err, link)
+	}
+	if hrefs, _ := whole(t, late.URL+"/channels/stream/at/"+one.Snapshot+"/x86_64/", true); len(hrefs) != 2 {
+		t.Errorf("it holds %v", hrefs)
+	}
+	// Who is counted here is counted there.
+	for range 3 {
+		_, _, _ = get(t, s.URL+"/channels/stream/x86_64/metalink?countme=2")
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var cs []struct {
+			Age   string
+			Hosts int64
+		}
+		h.OK(h.Client.Call(t.Context(), "GET", "/api/v1/channels/stream/census", nil, &cs))
+		if slices.ContainsFunc(cs, func(c struct {
+			Age   string
+			Hosts int64
+		}) bool {
+			return c.Age == "first month" && c.Hosts == 3
+		}) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("census: %+v", cs)
+		}
+	}
+
 	// Away.
 	g.stop()
 	wait(t, s, "the loss of the centre", func(st site.Status) bool { return st.Channels[0].Stale })
@@ -376,6 +409,7 @@ func TestSite(t *testing.T) {
 // A site that fetches ahead has everything before anybody asks, and after a restart without the
 // centre too. Another site may stand behind it.
 func TestAheadAndBehind(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello", "other")
 	g := newGate(t, h.URL)
 	one := h.Published("stream")
@@ -430,11 +464,14 @@ for i in $(seq 0 %d); do echo $i > %%{buildroot}/usr/share/%s/f$i; done
 
 // What a changed package costs: the chunk that it is in, not the metadata.
 func TestChunksOnly(t *testing.T) {
+	t.Parallel()
 	sources, each := 5, 20
+	changed := []string{"hello"}
 	if os.Getenv("DROVER_LONG") != "" {
 		sources, each = 80, 25
+		changed = append(changed, "aaa", "bulk2x", "bulk5x", "zzz")
 	}
-	h := centre(t, "hello")
+	h := centre(t, changed...)
 	for i := range sources {
 		srpm, rpms := bulk(t, fmt.Sprintf("bulk%d", i), each)
 		h.Submit("stream", srpm, rpms...)
@@ -443,25 +480,30 @@ func TestChunksOnly(t *testing.T) {
 	one := h.Published("stream")
 	s, _ := start(t, config(t, g.URL, h.Log, "stream"))
 	at(t, s, one.Snapshot)
-	g.set(func(g *gate) { g.bytes, g.paths = 0, nil })
-	// The whole, as a site without chunks has it.
-	_, full := whole(t, s.URL+"/channels/stream/x86_64/", false)
-	srpm, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "2"))
-	h.Submit("stream", srpm, rpms...)
-	two := h.Published("stream")
-	at(t, s, two.Snapshot)
-	g.mu.Lock()
-	delta := g.bytes
-	g.mu.Unlock()
-	chunks, files := g.asked("/chunks/"), g.asked("primary")+g.asked("filelists")+g.asked("other")
-	t.Logf("%d packages: %d bytes of metadata in all, %d after a change of one package (1/%d), %d chunks", sources*each+1, full, delta, full/delta, chunks)
-	if files != 0 || chunks == 0 || chunks > 4 {
-		t.Errorf("fetched %d whole files and %d chunks", files, chunks)
+	_, full := whole(t, s.URL+"/channels/stream/x86_64/", false) // as a site without chunks has it
+	sum := int64(0)
+	for _, name := range changed {
+		g.set(func(g *gate) { g.bytes, g.paths = 0, nil })
+		srpm, rpms := repotest.RPMBuild(t, repotest.Spec(name, "2"))
+		h.Submit("stream", srpm, rpms...)
+		at(t, s, h.Published("stream").Snapshot)
+		g.mu.Lock()
+		delta := g.bytes
+		g.mu.Unlock()
+		sum += delta
+		chunks, files := g.asked("/chunks/"), g.asked("primary")+g.asked("filelists")+g.asked("other")
+		t.Logf("%d packages: %d bytes of metadata in all, %d after a change of %s (1/%.1f), %d chunks", sources*each+len(changed), full, delta, name, float64(full)/float64(delta), chunks)
+		if files != 0 || chunks == 0 || chunks > 4 {
+			t.Errorf("fetched %d whole files and %d chunks", files, chunks)
+		}
+		if n := g.asked("debug"); n != 0 {
+			t.Errorf("%d requests for a tree that did not change", n)
+		}
 	}
-	if os.Getenv("DROVER_LONG") != "" && delta*5 > full {
-		t.Errorf("%d bytes are over a fifth of %d", delta, full)
+	if mean := sum / int64(len(changed)); os.Getenv("DROVER_LONG") != "" && mean*5 > full {
+		t.Errorf("%d bytes are over a fifth of %d", mean, full)
 	}
-	if hrefs, _ := whole(t, s.URL+"/channels/stream/x86_64/", false); len(hrefs) != sources*each+1 {
+	if hrefs, _ := whole(t, s.URL+"/channels/stream/x86_64/", false); len(hrefs) != sources*each+len(changed) {
 		t.Errorf("%d packages", len(hrefs))
 	}
 }
@@ -474,6 +516,7 @@ func flip(b []byte) []byte {
 
 // What somebody changes on the way is never served.
 func TestTampered(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello")
 	g := newGate(t, h.URL)
 	one := h.Published("stream")
@@ -558,6 +601,7 @@ func TestTampered(t *testing.T) {
 
 // A package with wrong bytes is never whole at a client, small or big, and right the next time.
 func TestTamperedPackages(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello")
 	srpm, rpms := repotest.BigPackage(t, 3<<20)
 	h.Submit("stream", srpm, rpms...)
@@ -617,6 +661,7 @@ func TestTamperedPackages(t *testing.T) {
 
 // Keys: the first is taken, another one when somebody says so.
 func TestTrust(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello")
 	g := newGate(t, h.URL)
 	one := h.Published("stream")
@@ -684,9 +729,41 @@ func TestTrust(t *testing.T) {
 	at(t, s, four.Snapshot)
 }
 
+// A mirror's channel has no index of chunks and no key of drover's: its files are fetched whole.
+func TestMirrored(t *testing.T) {
+	t.Parallel()
+	h := centre(t)
+	_, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "1"))
+	dir := t.TempDir()
+	for _, f := range rpms {
+		b, err := os.ReadFile(f)
+		h.OK(err)
+		h.OK(os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600))
+	}
+	if out, err := exec.Command("createrepo_c", "-q", "--database", dir).CombinedOutput(); err != nil {
+		t.Fatalf("createrepo_c: %v\n%s", err, out)
+	}
+	up := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(up.Close)
+	h.OK(h.Client.Call(t.Context(), "PUT", "/api/v1/mirrors/base", map[string]string{"url": up.URL, "arch": "x86_64"}, nil))
+	_, err := h.Repo.Sync(h.System, "base", nil)
+	h.OK(err)
+	c, err := h.Repo.Channel(h.System, "base", "")
+	h.OK(err)
+	s, _ := start(t, config(t, h.URL, h.Log, "base"))
+	at(t, s, c.Snapshot)
+	_, repoFile, _ := get(t, s.URL+"/channels/base.repo")
+	if root, out, err := dnf(t, string(repoFile), "hello"); err != nil {
+		t.Errorf("dnf: %v\n%s", err, out)
+	} else if _, err := os.Stat(filepath.Join(root, "usr/bin/hello")); err != nil {
+		t.Error(err)
+	}
+}
+
 // What does not fit: the oldest goes, what channels name last, and one that is larger than all is
 // passed on.
 func TestRoom(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello", "other")
 	srpm, rpms := repotest.BigPackage(t, 300<<10)
 	h.Submit("stream", srpm, rpms...)
@@ -719,6 +796,7 @@ func TestRoom(t *testing.T) {
 
 // Who asks for what is not, or is no host.
 func TestAttacks(t *testing.T) {
+	t.Parallel()
 	h := centre(t, "hello")
 	one := h.Published("stream")
 	s, _ := start(t, config(t, h.URL, h.Log, "stream"))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"iter"
 	"net/url"
 	"os"
 	"slices"
@@ -31,6 +32,7 @@ type meta struct {
 type tree struct {
 	Name    string   `json:"name"`
 	Key     string   `json:"key,omitempty"`
+	ID      string   `json:"id"` // see wire.TreeID
 	Files   []meta   `json:"files"`
 	Primary string   `json:"primary"`          // sum of the file that lists the packages
 	Chunks  []string `json:"chunks,omitempty"` // blobs that the next state may share
@@ -64,6 +66,8 @@ type channel struct {
 	Name   string     `json:"name"`
 	Keys   []string   `json:"keys"` // names that its trees may be signed with; "" for none
 	States []snapshot `json:"states"`
+	// Pinned is what hosts ask for by its snapshot and no state has, newest first.
+	Pinned []snapshot `json:"pinned,omitempty"`
 
 	contact time.Time // when the centre last answered
 	behind  time.Time // since when a newer state is known and not served; zero for not
@@ -76,6 +80,24 @@ const (
 	keepStates = 50
 	keepLeast  = 2
 )
+
+// keepPinned bounds what hosts can make a site keep.
+const keepPinned = 20
+
+// find gives a state by its snapshot, or the first letters of it.
+func (c *channel) find(id string) *snapshot {
+	if len(id) < 8 {
+		return nil
+	}
+	for _, list := range [][]snapshot{c.States, c.Pinned} {
+		for i := range list {
+			if strings.HasPrefix(list[i].Snapshot, id) {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
 
 // keep gives the states that stay.
 func keep(states []snapshot, now time.Time) []snapshot {
@@ -119,33 +141,52 @@ func (s *Site) load() error {
 	return nil
 }
 
-// live is every blob of metadata that a state needs. Callers hold mu, or are alone.
+// trees is every tree that is kept of a channel.
+func (c *channel) trees() iter.Seq[*tree] {
+	return func(yield func(*tree) bool) {
+		for _, list := range [][]snapshot{c.States, c.Pinned} {
+			for i := range list {
+				for j := range list[i].Trees {
+					if !yield(&list[i].Trees[j]) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// live is every blob of metadata that something needs. Callers hold mu, or are alone.
 func (s *Site) live() map[string]bool {
 	out := map[string]bool{}
 	for _, c := range s.channels {
-		for _, sn := range c.States {
-			for _, t := range sn.Trees {
-				for _, f := range t.Files {
-					out[f.Sum] = true
-				}
-				for _, d := range t.Chunks {
-					out[d] = true
-				}
+		for t := range c.trees() {
+			for _, f := range t.Files {
+				out[f.Sum] = true
+			}
+			for _, d := range t.Chunks {
+				out[d] = true
 			}
 		}
 	}
 	return out
 }
 
-// move makes a snapshot a channel's present one: the pointer goes to the disk, then to hosts.
+// move makes a snapshot a channel's present one.
 func (s *Site) move(name string, keys []string, sn snapshot) error {
-	s.mu.Lock()
-	was := s.channels[name]
-	s.mu.Unlock()
-	next := *was // only follow of this channel comes here
-	next.Keys = keys
-	next.States = keep(append([]snapshot{sn}, slices.DeleteFunc(slices.Clone(was.States), func(x snapshot) bool { return x.Snapshot == sn.Snapshot })...), sn.At)
-	next.contact, next.behind, next.trouble = time.Now(), time.Time{}, ""
+	return s.replace(name, func(c *channel) {
+		others := slices.DeleteFunc(slices.Clone(c.States), func(x snapshot) bool { return x.Snapshot == sn.Snapshot })
+		c.Keys, c.States = keys, keep(append([]snapshot{sn}, others...), sn.At)
+		c.Pinned = slices.DeleteFunc(slices.Clone(c.Pinned), func(x snapshot) bool { return x.Snapshot == sn.Snapshot })
+		c.contact, c.behind, c.trouble = time.Now(), time.Time{}, ""
+	})
+}
+
+// replace changes what is kept of a channel: first on the disk, then for hosts. Callers hold
+// syncing.
+func (s *Site) replace(name string, fn func(*channel)) error {
+	next := *s.channel(name)
+	fn(&next)
 	b, err := json.Marshal(next)
 	if err != nil {
 		return err
@@ -155,17 +196,20 @@ func (s *Site) move(name string, keys []string, sn snapshot) error {
 	}
 	s.mu.Lock()
 	before := s.live()
-	s.channels[name] = &next
-	now := s.live()
-	for sum := range now {
+	now := *s.channels[name]
+	now.Keys, now.States, now.Pinned = next.Keys, next.States, next.Pinned
+	if next.contact.After(now.contact) {
+		now.contact, now.behind, now.trouble = next.contact, next.behind, next.trouble
+	}
+	s.channels[name] = &now
+	live := s.live()
+	for sum := range live {
 		delete(s.packages, sum)
 	}
 	used := map[string]bool{}
 	for _, c := range s.channels {
-		for _, sn := range c.States {
-			for _, t := range sn.Trees {
-				used[t.Primary] = true
-			}
+		for t := range c.trees() {
+			used[t.Primary] = true
 		}
 	}
 	for p := range s.indexes {
@@ -177,7 +221,7 @@ func (s *Site) move(name string, keys []string, sn snapshot) error {
 	s.moved = make(chan struct{})
 	s.mu.Unlock()
 	for sum := range before {
-		if !now[sum] {
+		if !live[sum] {
 			if err := s.blobs.Delete(blob.Digest(sum)); err != nil {
 				return err
 			}

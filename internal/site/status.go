@@ -202,7 +202,7 @@ func (s *Site) followHTTP(w http.ResponseWriter, r *http.Request) error {
 			return r.Context().Err()
 		case <-timer.C:
 			if len(c.States) == 0 {
-				return s.absent(r, c)
+				return s.absent(r.URL.Path, c)
 			}
 			return answer(w, c.States[0].State)
 		case <-moved:

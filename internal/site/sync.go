@@ -139,6 +139,11 @@ func (s *Site) allowed(c *channel, st wire.State) (keys []string, err error) {
 
 // syncTree fetches the metadata of one tree.
 func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree) (t tree, err error) {
+	for had := range c.trees() { // it did not change, or the channel went back
+		if wt.ID != "" && had.ID == wt.ID && had.Name == wt.Name && had.Key == wt.Key {
+			return *had, nil
+		}
+	}
 	base := strings.TrimPrefix(wire.Pinned("", c.Name, id, wt.Name), "/")
 	t = tree{Name: wt.Name, Key: wt.Key}
 	repomd, err := s.small(ctx, "/"+base+repomdFile, maxRepomd)
@@ -160,26 +165,22 @@ func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree
 	}
 	b := s.blobs.Batch()
 	defer b.Discard() //nolint:errcheck // what stays in staging goes at the next start
-	add := func(path string, data []byte) error {
+	add := func(path string, data []byte) (string, error) {
 		d, err := b.PutBytes(data)
 		t.Files = append(t.Files, meta{path, d.String(), int64(len(data))})
-		return err
+		return d.String(), err
 	}
-	if err := add(repomdFile, repomd); err != nil {
+	sum, err := add(repomdFile, repomd)
+	if err != nil {
 		return t, err
 	}
+	signed := ""
 	if asc != nil {
-		if err := add(repomdFile+".asc", asc); err != nil {
+		if signed, err = add(repomdFile+".asc", asc); err != nil {
 			return t, err
 		}
 	}
-	for i := range c.States { // a tree that did not change, or a channel that went back
-		if had := c.States[i].tree(t.Name); had != nil && slices.EqualFunc(t.Files, pick(had.Files), func(a, b meta) bool { return a == b }) {
-			again := *had
-			again.Key = t.Key
-			return again, nil
-		}
-	}
+	t.ID = wire.TreeID(sum, signed)
 	datas, err := rpm.ReadRepomd(repomd)
 	if err != nil {
 		return t, err
@@ -227,14 +228,68 @@ func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree
 	return t, err
 }
 
-// pick is the files of a tree by which it is told from others.
-func pick(fs []meta) (out []meta) {
-	for _, f := range fs {
-		if f.Path == repomdFile || f.Path == repomdFile+".asc" {
-			out = append(out, f)
+// pin fetches a tree of a snapshot that the channel had before the site knew it, by any of the
+// channel's keys.
+func (s *Site) pin(ctx context.Context, name, id, treeName string) error {
+	if !wire.IsDigest(id) {
+		return fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", id)
+	}
+	_, err, _ := s.pinning.Do(name+"\x00"+id+"\x00"+treeName, func() (any, error) {
+		s.syncing.Lock()
+		defer s.syncing.Unlock()
+		c := s.channel(name)
+		st := wire.State{Channel: name, Snapshot: id, Trees: []wire.Tree{{Name: treeName}}}
+		if err := checkState(name, st); err != nil {
+			return nil, err
+		}
+		if len(c.Keys) == 0 {
+			return nil, s.absent("snapshot "+id, c)
+		}
+		var t tree
+		var err error
+		for _, st.Trees[0].Key = range c.Keys {
+			if t, err = s.syncTree(ctx, c, id, st.Trees[0]); fault.Code(err) != "site_signature" {
+				break
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.replace(name, func(c *channel) {
+			sn := snapshot{State: st, At: time.Now()}
+			c.Pinned = slices.DeleteFunc(slices.Clone(c.Pinned), func(x snapshot) bool {
+				if x.Snapshot == id {
+					sn = x
+				}
+				return x.Snapshot == id
+			})
+			sn.Trees = append(slices.Clone(sn.Trees), t)
+			c.Pinned = append([]snapshot{sn}, c.Pinned[:min(len(c.Pinned), keepPinned-1)]...)
+		})
+	})
+	return err
+}
+
+// resolve asks the centre which snapshot of a channel begins with some letters.
+func (s *Site) resolve(ctx context.Context, channel, treeName, id string) (string, error) {
+	if len(id) < 8 || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", id)
+	}
+	b, err := s.small(ctx, "/channels/"+channel+"/"+url.PathEscape(treeName)+"/metalink?snapshot="+id, 1<<20)
+	if err != nil {
+		return "", err
+	}
+	m, err := rpm.ReadMetalink(b)
+	if err != nil {
+		return "", err
+	}
+	for _, x := range m.Mirrors {
+		_, rest, _ := strings.Cut(x.Root, "/at/")
+		if full, _, _ := strings.Cut(rest, "/"); wire.IsDigest(full) && strings.HasPrefix(full, id) {
+			return full, nil
 		}
 	}
-	return out
+	return "", fault.Invalid("site_answer", "the centre's answer for the snapshot %.80s of %s is none", id, channel).Fix("check --centre: it must be a drover server of this version, or a site")
 }
 
 // get fetches what is not here.

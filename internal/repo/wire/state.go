@@ -1,6 +1,10 @@
 package wire
 
-import "net/url"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/url"
+)
 
 // State is where a channel points, as a site follows it.
 type State struct {
@@ -15,6 +19,14 @@ type State struct {
 type Tree struct {
 	Name string `json:"name"`
 	Key  string `json:"key,omitempty"` // name of the key that it is signed with
+	ID   string `json:"id,omitempty"`  // stands for every byte of it, see TreeID
+}
+
+// TreeID is the identity of a tree with a repomd.xml and a signature of it, by their sha256; ""
+// for no signature.
+func TreeID(repomd, asc string) string {
+	h := sha256.Sum256([]byte(repomd + " " + asc + "\n"))
+	return hex.EncodeToString(h[:])
 }
 
 // PathFollow is the route of a channel's state; it takes snapshot, the one that is known, and
