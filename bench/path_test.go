@@ -48,6 +48,7 @@ type rig struct {
 	drover string
 	url    string
 	token  string
+	pid    int    // of the server
 	up     string // teststream's directory
 	clone  string
 }
@@ -66,17 +67,57 @@ func (r *rig) run(dir, name string, args ...string) string {
 	return string(out)
 }
 
-func start(b *testing.B) *rig {
-	b.Helper()
-	r := &rig{b: b, dir: b.TempDir()}
+// build builds drover and prepares a home for the tools.
+func (r *rig) build() {
+	r.b.Helper()
 	r.drover = filepath.Join(r.dir, "drover")
 	if out, err := exec.Command("go", "build", "-trimpath", "-o", r.drover, "../cmd/drover").CombinedOutput(); err != nil {
-		b.Fatalf("go build: %v\n%s", err, out)
+		r.b.Fatalf("go build: %v\n%s", err, out)
 	}
 	// Debian's rpm keeps a root's database where no other rpm looks for it.
 	if err := os.WriteFile(filepath.Join(r.dir, ".rpmmacros"), []byte("%_dbpath /var/lib/rpm\n%__gpg /usr/bin/gpg\n%_gpg_name bench\n"), 0o600); err != nil {
-		b.Fatal(err)
+		r.b.Fatal(err)
 	}
+}
+
+// serve starts a server on data in the rig's directory, until the benchmark ends.
+func (r *rig) serve(args ...string) {
+	r.b.Helper()
+	var out, log bytes.Buffer
+	c := exec.Command(r.drover, append([]string{"server", "--dir", filepath.Join(r.dir, "data"), "--listen", "127.0.0.1:0"}, args...)...)
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		r.b.Fatal(err)
+	}
+	c.Stderr = &log
+	if err := c.Start(); err != nil {
+		r.b.Fatal(err)
+	}
+	r.b.Cleanup(func() {
+		_ = c.Process.Signal(syscall.SIGTERM)
+		if err := c.Wait(); err != nil {
+			r.b.Errorf("server: %v\n%s", err, log.String())
+		}
+	})
+	buf := make([]byte, 4096)
+	for !strings.Contains(out.String(), "--token-file") {
+		n, err := pipe.Read(buf)
+		out.Write(buf[:n])
+		if err != nil {
+			r.b.Fatalf("the server ended: %v\n%s%s", err, out.String(), log.String())
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, pipe) }()
+	r.pid = c.Process.Pid
+	r.url = strings.Fields(out.String())[2]
+	_, rest, _ := strings.Cut(out.String(), "shown this once: ")
+	r.token = strings.Fields(rest)[0]
+}
+
+func start(b *testing.B) *rig {
+	b.Helper()
+	r := &rig{b: b, dir: b.TempDir()}
+	r.build()
 	res, err := teststream.Make(b.Context(), teststream.Config{Dir: filepath.Join(r.dir, "up"), Set: teststream.Build})
 	if err != nil {
 		b.Fatal(err)
@@ -90,35 +131,7 @@ func start(b *testing.B) *rig {
 	go func() { _ = web.Serve(l) }()
 	b.Cleanup(func() { _ = web.Close() })
 
-	var out, log bytes.Buffer
-	c := exec.Command(r.drover, "server", "--dir", filepath.Join(r.dir, "data"), "--listen", "127.0.0.1:0")
-	pipe, err := c.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	c.Stderr = &log
-	if err := c.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = c.Process.Signal(syscall.SIGTERM)
-		if err := c.Wait(); err != nil {
-			b.Errorf("server: %v\n%s", err, log.String())
-		}
-	})
-	buf := make([]byte, 4096)
-	for !strings.Contains(out.String(), "--token-file") {
-		n, err := pipe.Read(buf)
-		out.Write(buf[:n])
-		if err != nil {
-			b.Fatalf("the server ended: %v\n%s%s", err, out.String(), log.String())
-		}
-	}
-	go func() { _, _ = io.Copy(io.Discard, pipe) }()
-	r.url = strings.Fields(out.String())[2]
-	_, rest, _ := strings.Cut(out.String(), "shown this once: ")
-	r.token = strings.Fields(rest)[0]
-
+	r.serve()
 	for _, args := range [][]string{
 		{"sign", "key", "create", "bench", "--tag", "*"},
 		{"mirror", "set", "stream", "http://" + l.Addr().String() + "/"},

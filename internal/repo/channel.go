@@ -594,7 +594,8 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 				}
 			}
 		}
-		chunks, err := edit(t.chunks, changes, func(c chunk) ([]member, error) { return s.members(ctx, c) })
+		made := &tree{name: t.name, key: l.Key, of: l.Name + "/" + t.name}
+		chunks, err := edit(t.chunks, changes, made.loading(ctx, s))
 		if err != nil {
 			return nil, err
 		}
@@ -605,7 +606,7 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 			out[i] = old[j]
 			continue
 		}
-		made := &tree{name: t.name, chunks: chunks, key: l.Key, of: l.Name + "/" + t.name}
+		made.chunks = chunks
 		f, err := s.formOf(t)
 		if err != nil {
 			return nil, err

@@ -60,9 +60,11 @@ type chunk struct {
 }
 
 // chunkAim is how many packages a chunk has on average: with fewer the metadata packs worse,
-// with more a change costs more. A source package of more than chunkLarge packages is cut too.
+// with more a change costs more. The first half of them is never cut, so that chunks are more
+// alike. A source package of more than chunkLarge packages is cut too.
 const (
 	chunkAim   = 128
+	chunkLeast = chunkAim / 2
 	chunkLarge = 2 * chunkAim
 )
 
@@ -78,10 +80,11 @@ func newChunk(ms []member) chunk {
 	return c
 }
 
-// ends tells whether a chunk ends after a group of n packages: the more packages, the likelier.
-func ends(group string, n int) bool {
+// ends tells whether a chunk that has so many packages ends after a group of n of them: the
+// more these are, the likelier.
+func ends(group string, n, has int) bool {
 	h := sha256.Sum256([]byte(group))
-	return uint64(binary.BigEndian.Uint32(h[:]))*chunkAim < uint64(n)<<32
+	return has >= chunkLeast && uint64(binary.BigEndian.Uint32(h[:]))*(chunkAim-chunkLeast) < uint64(n)<<32
 }
 
 // cut divides sorted members into chunks; whole tells that the last group ends the tree.
@@ -99,13 +102,13 @@ func cut(ms []member, whole bool) (cs []chunk, rest []member) {
 				for l < j && ms[l].name() == ms[k].name() {
 					l++
 				}
-				if l == j || ends(ms[k].Source+"\x00"+ms[k].name(), l-k) {
+				if l == j || ends(ms[k].Source+"\x00"+ms[k].name(), l-k, l-from) {
 					cs = append(cs, newChunk(ms[from:l:l]))
 					from = l
 				}
 				k = l
 			}
-		} else if ends(ms[i].Source, j-i) {
+		} else if ends(ms[i].Source, j-i, j-from) {
 			cs = append(cs, newChunk(ms[from:j:j]))
 			from = j
 		}

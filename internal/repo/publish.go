@@ -260,7 +260,15 @@ func (s *Store) publish(ctx context.Context, tag string) error {
 		n, _ := t.packages()
 		sn.Packages += n
 	}
-	return s.commit(ctx, sn, trees)
+	if err := s.commit(ctx, sn, trees); err != nil {
+		return err
+	}
+	for _, t := range trees {
+		if t.fresh {
+			s.remember(*t)
+		}
+	}
+	return nil
 }
 
 // signed finds the served form of each package, signed with the tag's key. What is missing is
@@ -418,7 +426,7 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 		}
 		was := t.chunks
 		var err error
-		if t.chunks, err = edit(was, changes, func(ch chunk) ([]member, error) { return s.members(ctx, ch) }); err != nil {
+		if t.chunks, err = edit(was, changes, t.loading(ctx, s)); err != nil {
 			return nil, err
 		}
 		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 && sameSet(was, t.chunks) {

@@ -71,10 +71,12 @@ type Store struct {
 	making  singleflight.Group // files that are put together
 	mu      sync.Mutex         // guards what follows
 	syncing map[string]bool
-	hashed  map[string][3]checkpoints // by the key of a tree
-	trees   map[string]tree           // by id
-	lists   map[string][]place        // by chunk
-	gateMu  sync.Mutex                // guards what follows
+	hashed  map[string][3]checkpoints   // by the key of a tree
+	trees   map[string]tree             // by id
+	lists   map[string][]place          // by chunk
+	known   map[string]part             // by codec and chunk
+	packers map[rpm.Codec][]*rpm.Packer // idle ones
+	gateMu  sync.Mutex                  // guards what follows
 	pool    *solve.Pool
 	gates   map[string]gateData // by chunk, of pool
 }
@@ -84,7 +86,7 @@ func New(c Config) *Store {
 	if c.Retry == 0 {
 		c.Retry = 200 * time.Millisecond
 	}
-	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants

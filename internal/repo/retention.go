@@ -235,6 +235,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	s.mu.Lock()
 	clear(s.trees)
 	clear(s.lists)
+	clear(s.known)
 	s.mu.Unlock()
 	used := map[string]bool{}   // chunks
 	needed := map[string]bool{} // packages

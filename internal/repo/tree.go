@@ -72,6 +72,7 @@ type tree struct {
 	chunks []chunk
 	files  []file
 	fresh  bool            // not in the database yet
+	bases  []chunk         // that were taken apart for this one: what metadata says of most packages stands in them
 	parts  map[string]part // by chunk, not in the database yet
 	key    string          // that drover signed it with
 	of     string          // of what it is a state: the checksums go on from the one before
@@ -111,6 +112,16 @@ func sameSet(a, b []chunk) bool {
 	return slices.EqualFunc(a, b, func(x, y chunk) bool { return x.id == y.id })
 }
 
+// loading reads the members of chunks for edit, and keeps in mind which these were.
+func (t *tree) loading(ctx context.Context, s *Store) func(chunk) ([]member, error) {
+	return func(c chunk) ([]member, error) {
+		ms, err := s.members(ctx, c)
+		c.members = ms
+		t.bases = append(t.bases, c)
+		return slices.Clone(ms), err
+	}
+}
+
 // write makes the metadata of a tree: of its chunks, what is not packed in this form yet is
 // packed; the checksums go over the whole.
 func (s *Store) write(ctx context.Context, t *tree, f form) error {
@@ -119,10 +130,11 @@ func (s *Store) write(ctx context.Context, t *tree, f form) error {
 	if err != nil {
 		return err
 	}
-	pack, err := rpm.NewPacker(f.Codec)
+	pack, err := s.packer(f.Codec)
 	if err != nil {
 		return err
 	}
+	defer s.putPacker(f.Codec, pack)
 	n, _ := t.packages()
 	var built int64
 	for _, c := range t.chunks {
@@ -213,6 +225,9 @@ func chunkIndex(t *tree, files []file, parts []part) []byte {
 	return x.Text()
 }
 
+// keptParts is of how many chunks the packed form is kept in mind: 250 bytes each.
+const keptParts = 20_000
+
 // packers is how many goroutines pack chunks.
 const packers = 2
 
@@ -224,17 +239,38 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 		at[c.id] = i
 	}
 	out := make([]part, len(t.chunks))
-	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var id string
-			var p part
-			err := scan(&id, &p.blob, &p.size[0], &p.size[1], &p.size[2], &p.open[0], &p.open[1], &p.open[2])
-			out[at[id]] = p
-			return err
-		}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), chunkIDs(t.chunks))
-	})
-	if err != nil {
-		return nil, err
+	// What is known from the tree before need not be asked for.
+	var ask []chunk
+	s.mu.Lock()
+	for i, c := range t.chunks {
+		if p, ok := s.known[string(t.codec)+c.id]; ok {
+			out[i] = p
+		} else {
+			ask = append(ask, c)
+		}
+	}
+	s.mu.Unlock()
+	parts := map[string]part{}
+	var err error
+	if len(ask) > 0 {
+		if err := s.DB.Read(ctx, func(tx *db.Tx) error { return readParts(tx, t.codec, ask, parts) }); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	if len(s.known) > keptParts {
+		clear(s.known)
+	}
+	for id, p := range parts {
+		out[at[id]] = p
+		s.known[string(t.codec)+id] = p
+	}
+	s.mu.Unlock()
+	var known map[place][3][]byte
+	if slices.ContainsFunc(out, func(p part) bool { return p.blob == "" }) {
+		if known, err = s.takeApart(ctx, t); err != nil {
+			return nil, err
+		}
 	}
 	todo := make(chan int)
 	g, gctx := errgroup.WithContext(ctx)
@@ -259,11 +295,12 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 			for i := range todo {
 				if pack == nil {
 					var err error
-					if pack, err = rpm.NewPacker(t.codec); err != nil {
+					if pack, err = s.packer(t.codec); err != nil {
 						return err
 					}
+					defer s.putPacker(t.codec, pack)
 				}
-				p, err := s.pack(gctx, t.chunks[i], pack)
+				p, err := s.pack(gctx, t.chunks[i], pack, known)
 				if err != nil {
 					return err
 				}
@@ -280,6 +317,16 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 		}
 	}
 	return out, err
+}
+
+func readParts(tx *db.Tx, codec rpm.Codec, cs []chunk, into map[string]part) error {
+	return tx.Each(func(scan func(...any) error) error {
+		var id string
+		var p part
+		err := scan(&id, &p.blob, &p.size[0], &p.size[1], &p.size[2], &p.open[0], &p.open[1], &p.open[2])
+		into[id] = p
+		return err
+	}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(codec), chunkIDs(cs))
 }
 
 func chunkIDs(cs []chunk) string {
@@ -300,23 +347,111 @@ func jsonList(vs []string) string {
 	return string(b)
 }
 
-// pack makes the metadata of a chunk and stores it.
-func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer) (p part, err error) {
+// packer lends a packer. A new one costs some milliseconds and megabytes.
+func (s *Store) packer(c rpm.Codec) (*rpm.Packer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if idle := s.packers[c]; len(idle) > 0 {
+		s.packers[c] = idle[:len(idle)-1]
+		return idle[len(idle)-1], nil
+	}
+	return rpm.NewPacker(c)
+}
+
+func (s *Store) putPacker(c rpm.Codec, p *rpm.Packer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.packers[c]) < packers {
+		s.packers[c] = append(s.packers[c], p)
+	}
+}
+
+// takeApart reads from the metadata of the chunks that a tree comes from what it says of their
+// packages: that is cheaper than to fetch it for each of them from the database.
+func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, error) {
+	if len(t.bases) == 0 || len(t.bases) > 64 {
+		return nil, nil
+	}
+	parts := map[string]part{}
+	err := s.DB.Read(ctx, func(tx *db.Tx) error { return readParts(tx, t.codec, t.bases, parts) })
+	if err != nil {
+		return nil, err
+	}
+	known := map[place][3][]byte{}
+	for _, c := range t.bases {
+		p, ok := parts[c.id]
+		if !ok {
+			continue
+		}
+		data, err := s.Blobs.ReadAll(p.blob, maxMeta)
+		if err != nil {
+			return nil, err
+		}
+		var lists [3][][]byte
+		for k := range lists {
+			open, err := s.openMember(t.codec, data[:p.size[k]], p.open[k])
+			if err != nil {
+				return nil, err
+			}
+			data = data[p.size[k]:]
+			lists[k] = rpm.SplitEntries(open)
+			ok = ok && len(lists[k]) == len(c.members)
+		}
+		if !ok {
+			continue // it is fetched for each package then
+		}
+		for i, m := range c.members {
+			known[place{m.PkgID, m.href}] = [3][]byte{lists[0][i], lists[1][i], lists[2][i]}
+		}
+	}
+	return known, nil
+}
+
+// openMember unpacks a member of so many bytes.
+func (s *Store) openMember(codec rpm.Codec, packed []byte, size int64) ([]byte, error) {
+	if codec == rpm.Zstd {
+		return s.unpack.DecodeAll(packed, make([]byte, 0, size))
+	}
+	in, done, err := rpm.Open(bytes.NewReader(packed))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	open := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
+	_, err = open.ReadFrom(in)
+	return open.Bytes(), err
+}
+
+// pack makes the metadata of a chunk and stores it. What known does not tell of its packages is
+// read from the database.
+func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer, known map[place][3][]byte) (p part, err error) {
 	ms := c.members
 	if ms == nil {
 		if ms, err = s.members(ctx, c); err != nil {
 			return p, err
 		}
 	}
-	ts, err := s.templates(ctx, ms)
+	var missing []member
+	for _, m := range ms {
+		if _, ok := known[place{m.PkgID, m.href}]; !ok {
+			missing = append(missing, m)
+		}
+	}
+	ts, err := s.templates(ctx, missing)
 	if err != nil {
 		return p, err
 	}
 	var out, open []byte
 	for k := range rpm.KindOther + 1 {
 		open = open[:0]
-		for i, m := range ms {
-			open = ts[i].Append(open, k, rpm.Place{PkgID: m.PkgID, Href: m.href, Size: m.Size, Mtime: m.Mtime, HeaderStart: m.Start, HeaderEnd: m.End})
+		n := 0
+		for _, m := range ms {
+			if e, ok := known[place{m.PkgID, m.href}]; ok {
+				open = append(open, e[k]...)
+				continue
+			}
+			open = ts[n].Append(open, k, rpm.Place{PkgID: m.PkgID, Href: m.href, Size: m.Size, Mtime: m.Mtime, HeaderStart: m.Start, HeaderEnd: m.End})
+			n++
 		}
 		before := len(out)
 		if out, err = pack.Pack(out, open); err != nil {
@@ -330,6 +465,9 @@ func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer) (p part, er
 
 // templates reads what metadata says of each of some packages.
 func (s *Store) templates(ctx context.Context, ms []member) ([]rpm.Template, error) {
+	if len(ms) == 0 {
+		return nil, nil
+	}
 	at := map[string][]int{}
 	ids := make([]string, len(ms))
 	for i, m := range ms {
@@ -670,8 +808,10 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 			return err
 		}
 	}
-	if err := t.stillThere(tx); err != nil {
-		return err
+	if len(t.bases) == 0 { // else it comes from a tree that is kept
+		if err := t.stillThere(tx); err != nil {
+			return err
+		}
 	}
 	for id, p := range t.parts {
 		if _, err := tx.Exec("INSERT INTO repo_part (chunk, codec, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (chunk, codec) DO NOTHING",
@@ -832,13 +972,23 @@ func (s *Store) treeByID(tx *db.Tx, id string) (*tree, error) {
 			return nil, fault.Internal("chunk_missing", "the database lacks a chunk of the tree %.12s", id)
 		}
 	}
+	s.remember(t)
+	return &t, nil
+}
+
+// remember keeps a tree that is in the database in memory.
+func (s *Store) remember(t tree) {
+	t.name, t.fresh, t.bases, t.parts, t.of = "", false, nil, nil, ""
+	t.chunks = slices.Clone(t.chunks)
+	for i := range t.chunks {
+		t.chunks[i].members = nil
+	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.trees) >= keptTrees {
 		clear(s.trees)
 	}
-	s.trees[id] = t
-	s.mu.Unlock()
-	return &t, nil
+	s.trees[t.id] = t
 }
 
 // treesOfSnapshot reads all trees of a snapshot, in the order of their names.

@@ -176,3 +176,17 @@ func FilesOf(filelists []byte, fn func(path, typ string)) {
 		fn(path, typ)
 	}
 }
+
+// SplitEntries takes entries apart that stand one after the other, as Template.Append writes
+// them and as Entry has them.
+func SplitEntries(open []byte) (out [][]byte) {
+	end := []byte("</package>\n") // no text holds it: < is escaped there
+	for len(open) > 0 {
+		i := bytes.Index(open, end)
+		if i < 0 {
+			return nil
+		}
+		out, open = append(out, open[:i+len(end)]), open[i+len(end):]
+	}
+	return out
+}
