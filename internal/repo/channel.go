@@ -13,6 +13,8 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/repo/gate"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
 )
 
@@ -444,14 +446,14 @@ func (s *Store) Names(ctx context.Context) ([]Named, error) {
 
 // Plan is what a promotion would do.
 type Plan struct {
-	Channel  string   `json:"channel"`
-	From     string   `json:"from,omitempty"` // the channel before it in the line
-	Was      string   `json:"was,omitempty"`  // the snapshot that it points at
-	Snapshot string   `json:"snapshot"`       // the one that it would point at
-	Held     []Held   `json:"held"`           // what stays because of a hold
-	Frozen   *Freeze  `json:"frozen,omitempty"`
-	Changes  []Change `json:"changes"`
-	Gate     Verdict  `json:"gate"`
+	Channel  string       `json:"channel"`
+	From     string       `json:"from,omitempty"` // the channel before it in the line
+	Was      string       `json:"was,omitempty"`  // the snapshot that it points at
+	Snapshot string       `json:"snapshot"`       // the one that it would point at
+	Held     []Held       `json:"held"`           // what stays because of a hold
+	Frozen   *Freeze      `json:"frozen,omitempty"`
+	Changes  []Change     `json:"changes"`
+	Gate     gate.Verdict `json:"gate"`
 
 	snapshot Snapshot
 	trees    []*tree
@@ -526,7 +528,7 @@ func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
 	if p.Changes, err = s.changes(ctx, old, p.trees); err != nil {
 		return p, err
 	}
-	p.Gate, err = s.gate(ctx, old, p.trees)
+	p.Gate, err = s.judge(ctx, old, p.trees)
 	return p, err
 }
 
@@ -553,7 +555,7 @@ func (s *Store) heldSources(tx *db.Tx, old, now []*tree, holds []Hold) ([]Held, 
 		for _, p := range set {
 			for _, h := range holds {
 				a, _ := path.Match(h.Package, p.Source)
-				b, _ := path.Match(h.Package, p.name())
+				b, _ := path.Match(h.Package, p.Name())
 				if a || b {
 					held[p.Source] = Held{p.Source, h}
 				}
@@ -580,7 +582,7 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 				continue
 			}
 			for _, c := range old[j].chunks {
-				if c.first > h.Source || c.last < h.Source {
+				if c.First > h.Source || c.Last < h.Source {
 					continue
 				}
 				ms, err := s.members(ctx, c)
@@ -595,14 +597,14 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 			}
 		}
 		made := &tree{name: t.name, key: l.Key, of: l.Name + "/" + t.name}
-		chunks, err := edit(t.chunks, changes, made.loading(ctx, s))
+		chunks, err := set.Edit(t.chunks, changes, made.loading(ctx, s))
 		if err != nil {
 			return nil, err
 		}
-		if sameSet(chunks, t.chunks) {
+		if set.Same(chunks, t.chunks) {
 			continue
 		}
-		if j >= 0 && sameSet(chunks, old[j].chunks) {
+		if j >= 0 && set.Same(chunks, old[j].chunks) {
 			out[i] = old[j]
 			continue
 		}
@@ -772,4 +774,30 @@ func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error)
 		out = append(out, c)
 	}
 	return out, nil
+}
+
+// judge asks the gate about a move.
+func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, error) {
+	var d gate.Difference
+	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) { d.Old, d.Now, err = s.differTrees(tx, old, now); return err })
+	if err != nil {
+		return gate.Verdict{}, err
+	}
+	seen := func(ts []*tree) (out []gate.Tree) {
+		for _, t := range ts {
+			out = append(out, gate.Tree{Arch: t.arch(), Signed: t.key != "", Chunks: t.chunks})
+		}
+		return out
+	}
+	return s.gate.Judge(ctx, seen(old), seen(now), d)
+}
+
+// arch is the arch of whose hosts a tree is one of the repositories; "" for sources and debug
+// packages.
+func (t *tree) arch() string {
+	_, name, _ := cutTree(t.name)
+	if name == "source" || strings.HasSuffix(name, "-debug") {
+		return ""
+	}
+	return name
 }

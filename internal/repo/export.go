@@ -33,12 +33,12 @@ func (s *Store) Files(ctx context.Context, ref, name string) ([]TreeFile, error)
 				continue
 			}
 			for _, c := range t.chunks {
-				ms, err := s.membersTx(tx, c.id)
+				ms, err := s.membersTx(tx, c.ID)
 				if err != nil {
 					return err
 				}
 				for _, m := range ms {
-					out = append(out, TreeFile{t.name, m.href, m.Size, m.PkgID, m.Mtime})
+					out = append(out, TreeFile{t.name, m.Href, m.Size, m.PkgID, m.Mtime})
 				}
 			}
 			for _, f := range t.files {

@@ -24,6 +24,7 @@ import (
 	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
 	"drover/internal/web"
 
@@ -227,9 +228,9 @@ func (s *Store) syncOnce(ctx context.Context, m Mirror, say func(Progress)) (str
 	}
 	ms := make([]member, len(wanted))
 	for i, w := range wanted {
-		ms[i] = member{pkgs[i], w.Href}
+		ms[i] = member{Package: pkgs[i], Href: w.Href}
 	}
-	if t.chunks, err = edit(nil, bySource(ms), nil); err != nil {
+	if t.chunks, err = set.Edit(nil, set.BySource(ms), nil); err != nil {
 		return "", err
 	}
 	again, err := s.small(ctx, m.URL+repomdFile, 1<<20)

@@ -14,6 +14,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/release"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
 )
 
@@ -401,7 +402,7 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 	now := map[string][]member{}
 	for _, p := range pkgs {
 		for _, name := range treesOf(p, c.Arches) {
-			now[name] = append(now[name], member{p, p.location()})
+			now[name] = append(now[name], member{Package: p, Href: p.Location()})
 		}
 	}
 	f := form{Codec: rpm.Zstd, Single: c.SingleFrame, OpenSums: c.OpenChecksum}
@@ -426,10 +427,10 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 		}
 		was := t.chunks
 		var err error
-		if t.chunks, err = edit(was, changes, t.loading(ctx, s)); err != nil {
+		if t.chunks, err = set.Edit(was, changes, t.loading(ctx, s)); err != nil {
 			return nil, err
 		}
-		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 && sameSet(was, t.chunks) {
+		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 && set.Same(was, t.chunks) {
 			out = append(out, c.trees[i])
 			continue
 		}

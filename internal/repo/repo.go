@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,9 +24,10 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/release"
+	"drover/internal/repo/gate"
 	"drover/internal/repo/serving"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
-	"drover/internal/solve"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/singleflight"
@@ -67,6 +69,7 @@ type Store struct {
 	Config
 	packed  *zstd.Encoder // of values of rows
 	unpack  *zstd.Decoder
+	gate    *gate.Gate
 	counts  *serving.Census
 	making  singleflight.Group // files that are put together
 	mu      sync.Mutex         // guards what follows
@@ -77,8 +80,6 @@ type Store struct {
 	known   map[string]part             // by codec and chunk
 	packers map[rpm.Codec][]*rpm.Packer // idle ones
 	gateMu  sync.Mutex                  // guards what follows
-	pool    *solve.Pool
-	gates   map[string]gateData // by chunk, of pool
 }
 
 // New makes a Store.
@@ -91,31 +92,32 @@ func New(c Config) *Store {
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants
 	}
+	s.gate = gate.New(gate.Config{DB: c.DB, Members: s.members, Templates: s.templates, Pack: s.squeeze,
+		Unpack: func(b []byte) ([]byte, error) { return s.unpack.DecodeAll(b, nil) },
+		Open: func(p Package) (*rpm.Package, func() error, error) {
+			r, size, b, err := s.open(p.Head, p.Core)
+			if err != nil {
+				return nil, nil, err
+			}
+			q, err := rpm.Read(r, size)
+			if err != nil {
+				return nil, nil, errors.Join(err, b.Close())
+			}
+			return q, b.Close, nil
+		}})
 	return s
 }
 
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.+-]{0,99}$`)
 
-// Package is a package file as served.
-type Package struct {
-	PkgID  string `json:"pkgid"`  // sha256 of the file
-	Header string `json:"header"` // sha256 of the immutable header
-	NEVRA  string `json:"nevra"`
-	File   string `json:"file"`
-	Arch   string `json:"arch"`
-	Source string `json:"source"`        // name of the source package
-	Key    string `json:"key,omitempty"` // that drover signed it with
-	Size   int64  `json:"size"`
-	// Where the file is: a head before a core; without a head the core is the whole file;
-	// without a core it is not fetched yet.
-	Head  blob.Digest `json:"-"`
-	Core  blob.Digest `json:"-"`
-	Start int64       `json:"-"` // of the main header in the file
-	End   int64       `json:"-"`
-	Mtime int64       `json:"-"` // seconds since 1970 as the metadata tells it; 0 when it is not made here
-	Built int64       `json:"-"` // seconds since 1970
-	Entry string      `json:"-"` // what metadata says of it
-}
+// What trees are made of.
+type (
+	// Package is a package file as served.
+	Package = set.Package
+	member  = set.Member
+	chunk   = set.Chunk
+	place   = set.Place
+)
 
 const packageColumns = "pkgid, header, nevra, file, arch, source, key, size, head, core, header_start, header_end, mtime, built, entry"
 
@@ -191,7 +193,7 @@ func newPackage(q *rpm.Package, pkgid string, size int64) (Package, rpm.Template
 	if !q.Header.IsSource() {
 		source = q.Header.String(rpm.SourceRPM)
 	}
-	return Package{PkgID: pkgid, Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: sourceOf(n, source), Size: size,
+	return Package{PkgID: pkgid, Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: set.SourceOf(n, source), Size: size,
 		Start: q.HeaderStart, End: q.HeaderEnd, Built: int64(q.Header.Int(rpm.BuildTime)), Entry: entryID(t)}, t
 }
 
@@ -380,7 +382,7 @@ func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
 		for _, t := range ts {
 			ps := make([]Package, 0, len(t.chunks))
 			for _, ch := range t.chunks {
-				ms, err := s.membersTx(tx, ch.id)
+				ms, err := s.membersTx(tx, ch.ID)
 				if err != nil {
 					return err
 				}

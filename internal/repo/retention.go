@@ -14,6 +14,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/distgit"
 	"drover/internal/event"
+	"drover/internal/repo/set"
 )
 
 // How long states of a channel are kept that nobody chose: all of them for a week, so that
@@ -158,7 +159,7 @@ func (s *Store) dropSnapshots(ctx context.Context, ids []string, now time.Time) 
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		const those = "IN (SELECT value->>'v' FROM json_each($1)) AND NOT EXISTS (SELECT 1 FROM repo_name n WHERE n.snapshot = "
 		const held = " AND n.until = 0) AND NOT EXISTS (SELECT 1 FROM repo_channel c WHERE c.until = 0 AND c.snapshot = "
-		list := jsonList(ids)
+		list := set.List(ids)
 		n, err := tx.Exec("DELETE FROM repo_snapshot WHERE id "+those+"repo_snapshot.id"+held+"repo_snapshot.id)", list)
 		if err != nil {
 			return err
@@ -186,7 +187,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		for part := range slices.Chunk(ids, bulk) {
 			err := s.DB.Write(ctx, func(tx *db.Tx) error {
 				for _, q := range queries {
-					if _, err := tx.Exec(q, jsonList(part)); err != nil {
+					if _, err := tx.Exec(q, set.List(part)); err != nil {
 						return err
 					}
 				}
@@ -265,9 +266,9 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 			if err != nil {
 				return err
 			}
-			ps, err := decodePlaces(open)
+			ps, err := set.DecodePlaces(open)
 			for _, p := range ps {
-				needed[p.pkgid] = true
+				needed[p.PkgID] = true
 			}
 			return err
 		}, "SELECT id, places FROM repo_chunk")
@@ -356,7 +357,7 @@ func (s *Store) sweepBlobs(ctx context.Context, r *Swept, blobs map[blob.Digest]
 			for i, d := range part {
 				names[i] = d.String()
 			}
-			list := jsonList(names)
+			list := set.List(names)
 			take := func(query string) error {
 				return tx.Each(func(scan func(...any) error) error {
 					var d blob.Digest

@@ -12,6 +12,7 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/repo/gate"
 	"drover/internal/rpm"
 )
 
@@ -65,10 +66,10 @@ func (s *Store) Search(ctx context.Context, ref, kind, query string) (hits []Hit
 			if ctx.Err() != nil {
 				return nil, false, ctx.Err()
 			}
-			if seen[c.id] {
+			if seen[c.ID] {
 				continue // a tree with the same packages
 			}
-			seen[c.id] = true
+			seen[c.ID] = true
 			ms, err := s.members(ctx, c)
 			if err != nil {
 				return nil, false, err
@@ -121,7 +122,7 @@ func matcher(kind, query string) func(Package, rpm.Template) []string {
 	switch kind {
 	case "name":
 		return func(p Package, _ rpm.Template) []string {
-			if ok(p.name()) || ok(p.NEVRA) || ok(p.Source) {
+			if ok(p.Name()) || ok(p.NEVRA) || ok(p.Source) {
 				return []string{p.NEVRA}
 			}
 			return nil
@@ -187,7 +188,7 @@ func (s *Store) Across(ctx context.Context, name string) ([]Standing, error) {
 		var ps []Package
 		err := tx.Each(func(scan func(...any) error) error {
 			p, err := scanPackage(scan)
-			if p.name() == name || p.Source == name && (p.Arch == "src" || p.Arch == "nosrc") {
+			if p.Name() == name || p.Source == name && (p.Arch == "src" || p.Arch == "nosrc") {
 				ps = append(ps, p)
 			}
 			return err
@@ -272,7 +273,7 @@ type PictureMove struct {
 	Counts  map[string]int `json:"counts"` // changes by kind
 	Changes []Change       `json:"changes"`
 	Held    []Held         `json:"held,omitempty"`
-	Gate    Verdict        `json:"gate"`
+	Gate    gate.Verdict   `json:"gate"`
 	None    string         `json:"none,omitempty"` // why there is no move to make
 	X       int            `json:"-"`
 	Y       int            `json:"-"`

@@ -460,7 +460,7 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 	for i, ts := range [][]*tree{old, now} {
 		for _, t := range ts {
 			for _, c := range t.chunks {
-				chunks[i][c.id] = c
+				chunks[i][c.ID] = c
 			}
 		}
 	}
@@ -470,7 +470,7 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 			if _, shared := chunks[1-i][id]; shared {
 				continue
 			}
-			ms := c.members
+			ms := c.Members
 			if ms == nil {
 				var err error
 				if ms, err = s.membersTx(tx, id); err != nil {

@@ -15,13 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"drover/internal/blob"
 	"drover/internal/db"
 	"drover/internal/durable"
 	"drover/internal/fault"
+	"drover/internal/repo/set"
 	"drover/internal/repo/wire"
 	"drover/internal/rpm"
 
@@ -80,8 +80,8 @@ type tree struct {
 
 func (t *tree) packages() (n, size int64) {
 	for _, c := range t.chunks {
-		n += int64(c.n)
-		size += c.bytes
+		n += int64(c.N)
+		size += c.Bytes
 	}
 	return n, size
 }
@@ -107,16 +107,11 @@ func (t *tree) seal() {
 	slices.SortFunc(t.files, func(a, b file) int { return strings.Compare(a.Path, b.Path) })
 }
 
-// sameSet tells whether two lists of chunks hold the same packages.
-func sameSet(a, b []chunk) bool {
-	return slices.EqualFunc(a, b, func(x, y chunk) bool { return x.id == y.id })
-}
-
 // loading reads the members of chunks for edit, and keeps in mind which these were.
 func (t *tree) loading(ctx context.Context, s *Store) func(chunk) ([]member, error) {
 	return func(c chunk) ([]member, error) {
 		ms, err := s.members(ctx, c)
-		c.members = ms
+		c.Members = ms
 		t.bases = append(t.bases, c)
 		return slices.Clone(ms), err
 	}
@@ -138,7 +133,7 @@ func (s *Store) write(ctx context.Context, t *tree, f form) error {
 	n, _ := t.packages()
 	var built int64
 	for _, c := range t.chunks {
-		built = max(built, c.built)
+		built = max(built, c.Built)
 	}
 	var metas []rpm.MetaFile
 	files := make([]file, 3)
@@ -220,7 +215,7 @@ func chunkIndex(t *tree, files []file, parts []part) []byte {
 		x.Head[k], x.Tail[k] = files[k].Head, files[k].Tail
 	}
 	for i, p := range parts {
-		x.Chunks = append(x.Chunks, wire.Chunk{Digest: p.blob.String(), Size: p.size, Packages: t.chunks[i].n})
+		x.Chunks = append(x.Chunks, wire.Chunk{Digest: p.blob.String(), Size: p.size, Packages: t.chunks[i].N})
 	}
 	return x.Text()
 }
@@ -236,14 +231,14 @@ const packers = 2
 func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 	at := map[string]int{}
 	for i, c := range t.chunks {
-		at[c.id] = i
+		at[c.ID] = i
 	}
 	out := make([]part, len(t.chunks))
 	// What is known from the tree before need not be asked for.
 	var ask []chunk
 	s.mu.Lock()
 	for i, c := range t.chunks {
-		if p, ok := s.known[string(t.codec)+c.id]; ok {
+		if p, ok := s.known[string(t.codec)+c.ID]; ok {
 			out[i] = p
 		} else {
 			ask = append(ask, c)
@@ -313,7 +308,7 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 	t.parts = map[string]part{}
 	for i, ok := range made {
 		if ok {
-			t.parts[t.chunks[i].id] = out[i]
+			t.parts[t.chunks[i].ID] = out[i]
 		}
 	}
 	return out, err
@@ -326,25 +321,7 @@ func readParts(tx *db.Tx, codec rpm.Codec, cs []chunk, into map[string]part) err
 		err := scan(&id, &p.blob, &p.size[0], &p.size[1], &p.size[2], &p.open[0], &p.open[1], &p.open[2])
 		into[id] = p
 		return err
-	}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(codec), chunkIDs(cs))
-}
-
-func chunkIDs(cs []chunk) string {
-	ids := make([]string, len(cs))
-	for i, c := range cs {
-		ids[i] = c.id
-	}
-	return jsonList(ids)
-}
-
-// jsonList is a list as the one parameter of a query: FROM json_each, value->>'v'.
-func jsonList(vs []string) string {
-	m := make(map[string]map[string]string, len(vs))
-	for i, v := range vs {
-		m[strconv.Itoa(i)] = map[string]string{"v": v}
-	}
-	b, _ := json.Marshal(m)
-	return string(b)
+	}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(codec), set.IDs(cs))
 }
 
 // packer lends a packer. A new one costs some milliseconds and megabytes.
@@ -379,7 +356,7 @@ func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, er
 	}
 	known := map[place][3][]byte{}
 	for _, c := range t.bases {
-		p, ok := parts[c.id]
+		p, ok := parts[c.ID]
 		if !ok {
 			continue
 		}
@@ -395,13 +372,13 @@ func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, er
 			}
 			data = data[p.size[k]:]
 			lists[k] = rpm.SplitEntries(open)
-			ok = ok && len(lists[k]) == len(c.members)
+			ok = ok && len(lists[k]) == len(c.Members)
 		}
 		if !ok {
 			continue // it is fetched for each package then
 		}
-		for i, m := range c.members {
-			known[place{m.PkgID, m.href}] = [3][]byte{lists[0][i], lists[1][i], lists[2][i]}
+		for i, m := range c.Members {
+			known[place{PkgID: m.PkgID, Href: m.Href}] = [3][]byte{lists[0][i], lists[1][i], lists[2][i]}
 		}
 	}
 	return known, nil
@@ -425,7 +402,7 @@ func (s *Store) openMember(codec rpm.Codec, packed []byte, size int64) ([]byte, 
 // pack makes the metadata of a chunk and stores it. What known does not tell of its packages is
 // read from the database.
 func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer, known map[place][3][]byte) (p part, err error) {
-	ms := c.members
+	ms := c.Members
 	if ms == nil {
 		if ms, err = s.members(ctx, c); err != nil {
 			return p, err
@@ -433,7 +410,7 @@ func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer, known map[p
 	}
 	var missing []member
 	for _, m := range ms {
-		if _, ok := known[place{m.PkgID, m.href}]; !ok {
+		if _, ok := known[place{PkgID: m.PkgID, Href: m.Href}]; !ok {
 			missing = append(missing, m)
 		}
 	}
@@ -446,11 +423,11 @@ func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer, known map[p
 		open = open[:0]
 		n := 0
 		for _, m := range ms {
-			if e, ok := known[place{m.PkgID, m.href}]; ok {
+			if e, ok := known[place{PkgID: m.PkgID, Href: m.Href}]; ok {
 				open = append(open, e[k]...)
 				continue
 			}
-			open = ts[n].Append(open, k, rpm.Place{PkgID: m.PkgID, Href: m.href, Size: m.Size, Mtime: m.Mtime, HeaderStart: m.Start, HeaderEnd: m.End})
+			open = ts[n].Append(open, k, rpm.Place{PkgID: m.PkgID, Href: m.Href, Size: m.Size, Mtime: m.Mtime, HeaderStart: m.Start, HeaderEnd: m.End})
 			n++
 		}
 		before := len(out)
@@ -493,7 +470,7 @@ func (s *Store) templates(ctx context.Context, ms []member) ([]rpm.Template, err
 				found++
 			}
 			return err
-		}, "SELECT id, data FROM repo_entry WHERE id IN (SELECT value->>'v' FROM json_each($1))", jsonList(slices.Compact(slices.Sorted(slices.Values(ids)))))
+		}, "SELECT id, data FROM repo_entry WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.List(slices.Compact(slices.Sorted(slices.Values(ids)))))
 	})
 	if err == nil && found < len(ms) {
 		err = fault.Internal("entry_missing", "the database lacks the metadata of %d packages", len(ms)-found)
@@ -503,7 +480,7 @@ func (s *Store) templates(ctx context.Context, ms []member) ([]rpm.Template, err
 
 // members reads the packages of a chunk.
 func (s *Store) members(ctx context.Context, c chunk) (out []member, err error) {
-	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.membersTx(tx, c.id); return err })
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.membersTx(tx, c.ID); return err })
 	return out, err
 }
 
@@ -515,8 +492,8 @@ func (s *Store) membersTx(tx *db.Tx, id string) ([]member, error) {
 	ids := make([]string, len(places))
 	at := make(map[string]int, len(places))
 	for i, p := range places {
-		ids[i] = p.pkgid
-		at[p.pkgid] = i
+		ids[i] = p.PkgID
+		at[p.PkgID] = i
 	}
 	out := make([]member, len(places))
 	err = tx.Each(func(scan func(...any) error) error {
@@ -525,15 +502,15 @@ func (s *Store) membersTx(tx *db.Tx, id string) ([]member, error) {
 			out[i].Package = p
 		}
 		return err
-	}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", jsonList(ids))
+	}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(ids))
 	for i, p := range places {
 		if out[i].PkgID == "" && err == nil {
-			out[i].Package = out[at[p.pkgid]].Package // one package at two places
+			out[i].Package = out[at[p.PkgID]].Package // one package at two places
 		}
 		if out[i].PkgID == "" && err == nil {
-			err = fault.Internal("package_missing", "the database lacks the package %s of a chunk", p.pkgid)
+			err = fault.Internal("package_missing", "the database lacks the package %s of a chunk", p.PkgID)
 		}
-		out[i].href = p.href
+		out[i].Href = p.Href
 	}
 	return out, err
 }
@@ -548,7 +525,7 @@ func (s *Store) places(tx *db.Tx, id string) ([]place, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodePlaces(open)
+	return set.DecodePlaces(open)
 }
 
 // state of a hash after each part of a file, to go on from when the next tree begins alike.
@@ -573,7 +550,7 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 		hs[k] = sha256.New()
 		n := 0
 		if was[k].head == string(files[k].Head) {
-			for n < len(parts) && n < len(was[k].chunks) && was[k].chunks[n] == t.chunks[n].id {
+			for n < len(parts) && n < len(was[k].chunks) && was[k].chunks[n] == t.chunks[n].ID {
 				n++
 			}
 		}
@@ -608,7 +585,7 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 				if st, err = hs[k].(encoding.BinaryMarshaler).MarshalBinary(); err != nil {
 					break
 				}
-				next[k].chunks = append(next[k].chunks, t.chunks[i].id)
+				next[k].chunks = append(next[k].chunks, t.chunks[i].ID)
 				next[k].states = append(next[k].states, st)
 			}
 			off += p.size[k]
@@ -801,7 +778,7 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 		return nil
 	}
 	for _, c := range t.chunks {
-		if c.members == nil {
+		if c.Members == nil {
 			continue // it came from the database
 		}
 		if err := s.keepChunk(tx, c); err != nil {
@@ -821,7 +798,7 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 	}
 	var chunks []byte
 	for _, c := range t.chunks {
-		id, err := hex.DecodeString(c.id)
+		id, err := hex.DecodeString(c.ID)
 		if err != nil {
 			return err
 		}
@@ -852,24 +829,24 @@ func (t *tree) stillThere(tx *db.Tx) error {
 	gone := fault.Unavailable("swept", "what the snapshot builds upon was swept away meanwhile").Fix("nothing is lost: it is made again at the next try")
 	ids := map[string]bool{}
 	for _, c := range t.chunks {
-		ids[c.id] = true
+		ids[c.ID] = true
 	}
 	var n int
-	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", chunkIDs(t.chunks)).Scan(&n); err != nil {
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.IDs(t.chunks)).Scan(&n); err != nil {
 		return err
 	}
 	if n < len(ids) {
 		return gone
 	}
 	for _, c := range t.chunks {
-		if c.members == nil {
+		if c.Members == nil {
 			continue
 		}
 		pkgs := map[string]bool{}
-		for _, m := range c.members {
+		for _, m := range c.Members {
 			pkgs[m.PkgID] = true
 		}
-		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", jsonList(slices.Collect(maps.Keys(pkgs)))).Scan(&n); err != nil {
+		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(slices.Collect(maps.Keys(pkgs)))).Scan(&n); err != nil {
 			return err
 		}
 		if n < len(pkgs) {
@@ -879,7 +856,7 @@ func (t *tree) stillThere(tx *db.Tx) error {
 	if !slices.ContainsFunc(t.files, func(f file) bool { return f.Kind != nil }) {
 		return nil
 	}
-	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), chunkIDs(t.chunks)).Scan(&n); err != nil {
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), set.IDs(t.chunks)).Scan(&n); err != nil {
 		return err
 	}
 	for id := range t.parts {
@@ -893,15 +870,15 @@ func (t *tree) stillThere(tx *db.Tx) error {
 
 func (s *Store) keepChunk(tx *db.Tx, c chunk) error {
 	_, err := tx.Exec("INSERT INTO repo_chunk (id, packages, first, last, bytes, built, places) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
-		c.id, c.n, c.first, c.last, c.bytes, c.built, s.squeeze(encodePlaces(c.members)))
+		c.ID, c.N, c.First, c.Last, c.Bytes, c.Built, s.squeeze(set.EncodePlaces(c.Members)))
 	if err != nil {
 		return err
 	}
-	for _, m := range c.members {
-		if m.href == m.location() {
+	for _, m := range c.Members {
+		if m.Href == m.Location() {
 			continue
 		}
-		if _, err := tx.Exec("INSERT INTO repo_location (href, pkgid) VALUES ($1, $2) ON CONFLICT (href, pkgid) DO NOTHING", m.href, m.PkgID); err != nil {
+		if _, err := tx.Exec("INSERT INTO repo_location (href, pkgid) VALUES ($1, $2) ON CONFLICT (href, pkgid) DO NOTHING", m.Href, m.PkgID); err != nil {
 			return err
 		}
 	}
@@ -952,23 +929,23 @@ func (s *Store) treeByID(tx *db.Tx, id string) (*tree, error) {
 	}
 	at := map[string]int{}
 	for i := range len(raw) / sha256.Size {
-		c := chunk{id: hex.EncodeToString(raw[i*sha256.Size : (i+1)*sha256.Size])}
-		at[c.id] = i
+		c := chunk{ID: hex.EncodeToString(raw[i*sha256.Size : (i+1)*sha256.Size])}
+		at[c.ID] = i
 		t.chunks = append(t.chunks, c)
 	}
 	err := tx.Each(func(scan func(...any) error) error {
 		var c chunk
-		err := scan(&c.id, &c.n, &c.first, &c.last, &c.bytes, &c.built)
-		if i, ok := at[c.id]; ok {
+		err := scan(&c.ID, &c.N, &c.First, &c.Last, &c.Bytes, &c.Built)
+		if i, ok := at[c.ID]; ok {
 			t.chunks[i] = c
 		}
 		return err
-	}, "SELECT id, packages, first, last, bytes, built FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", chunkIDs(t.chunks))
+	}, "SELECT id, packages, first, last, bytes, built FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.IDs(t.chunks))
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range t.chunks {
-		if c.n == 0 {
+		if c.N == 0 {
 			return nil, fault.Internal("chunk_missing", "the database lacks a chunk of the tree %.12s", id)
 		}
 	}
@@ -981,7 +958,7 @@ func (s *Store) remember(t tree) {
 	t.name, t.fresh, t.bases, t.parts, t.of = "", false, nil, nil, ""
 	t.chunks = slices.Clone(t.chunks)
 	for i := range t.chunks {
-		t.chunks[i].members = nil
+		t.chunks[i].Members = nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1017,28 +994,28 @@ const keptPlaces = 512
 // has finds a package in a tree by its place; anywhere for "".
 func (s *Store) has(tx *db.Tx, t *tree, p Package, href string) (bool, error) {
 	for _, c := range t.chunks {
-		if c.first > p.Source {
+		if c.First > p.Source {
 			break
 		}
-		if c.last < p.Source {
+		if c.Last < p.Source {
 			continue
 		}
 		s.mu.Lock()
-		ps, ok := s.lists[c.id]
+		ps, ok := s.lists[c.ID]
 		s.mu.Unlock()
 		if !ok {
 			var err error
-			if ps, err = s.places(tx, c.id); err != nil {
+			if ps, err = s.places(tx, c.ID); err != nil {
 				return false, err
 			}
 			s.mu.Lock()
 			if len(s.lists) >= keptPlaces {
 				clear(s.lists)
 			}
-			s.lists[c.id] = ps
+			s.lists[c.ID] = ps
 			s.mu.Unlock()
 		}
-		if slices.ContainsFunc(ps, func(x place) bool { return x.pkgid == p.PkgID && (href == "" || x.href == href) }) {
+		if slices.ContainsFunc(ps, func(x place) bool { return x.PkgID == p.PkgID && (href == "" || x.Href == href) }) {
 			return true, nil
 		}
 	}

@@ -1,4 +1,4 @@
-package repo
+package gate
 
 import (
 	"bytes"
@@ -9,9 +9,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"drover/internal/db"
 	"drover/internal/fault"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
 	"drover/internal/solve"
 )
@@ -43,44 +45,76 @@ func (v Verdict) Summary() string {
 // maxFindings bounds what a verdict tells; the rest is as bad.
 const maxFindings = 200
 
-// gate compares what a channel has with what it would have: is everything there and signed,
+// Tree is a repository of a snapshot as a gate sees it.
+type Tree struct {
+	Arch   string // of whose hosts it is; "" for sources and debug packages
+	Signed bool   // its packages must have a signature
+	Chunks []set.Chunk
+}
+
+// Config is where a Gate reads from.
+type Config struct {
+	DB        *db.DB
+	Members   func(ctx context.Context, c set.Chunk) ([]set.Member, error)
+	Templates func(ctx context.Context, ms []set.Member) ([]rpm.Template, error)
+	// Open reads a package file; the caller calls the returned function when done.
+	Open   func(p set.Package) (*rpm.Package, func() error, error)
+	Pack   func([]byte) []byte // a value of a row
+	Unpack func([]byte) ([]byte, error)
+}
+
+// Gate judges moves. What it knows of chunks is kept, in memory and in the database.
+type Gate struct {
+	Config
+	mu    sync.Mutex // guards what follows
+	pool  *solve.Pool
+	gates map[string]data // by chunk, of pool
+}
+
+// New makes a gate.
+func New(c Config) *Gate { return &Gate{Config: c} }
+
+// Difference is the packages, by header, of the chunks that two sets of trees do not share.
+type Difference struct {
+	Old, Now map[string]set.Package
+}
+
+// Gone is what only the old trees have.
+func (d Difference) Gone() map[string]set.Package { return less(d.Old, d.Now) }
+
+// Fresh is what only the new trees have.
+func (d Difference) Fresh() map[string]set.Package { return less(d.Now, d.Old) }
+
+func less(a, b map[string]set.Package) map[string]set.Package {
+	out := map[string]set.Package{}
+	for h, p := range a {
+		if _, ok := b[h]; !ok {
+			out[h] = p
+		}
+	}
+	return out
+}
+
+// Judge compares what a channel has with what it would have: is everything there and signed,
 // does what could be installed stay so, do files get in each other's way, does no version go
 // down. It looks at what differs.
-func (s *Store) gate(ctx context.Context, old, now []*tree) (v Verdict, err error) {
+func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verdict, err error) {
 	v.Findings = []Finding{}
-	var removed, added map[string]Package
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		removed, added, err = s.differTrees(tx, old, now)
-		return err
-	})
-	if err != nil {
-		return v, err
-	}
-	gone, fresh := map[string]Package{}, map[string]Package{}
-	for h, p := range removed {
-		if _, stays := added[h]; !stays {
-			gone[h] = p
-		}
-	}
-	for h, p := range added {
-		if _, was := removed[h]; !was {
-			fresh[h] = p
-		}
-	}
-	v.Findings = append(v.Findings, s.gatePresent(now, fresh)...)
-	v.Findings = append(v.Findings, downgrades(removed, added)...)
-	groups := map[string]bool{}
+	gone, fresh := d.Gone(), d.Fresh()
+	v.Findings = append(v.Findings, s.present(now, fresh)...)
+	v.Findings = append(v.Findings, downgrades(d.Old, d.Now)...)
+	arches := map[string]bool{}
 	for _, t := range now {
-		if a := t.arch(); a != "" {
-			groups[a] = true
+		if t.Arch != "" {
+			arches[t.Arch] = true
 		}
 	}
 	// Without a state before, everything is new and nothing can get worse.
-	for _, arch := range slices.Sorted(maps.Keys(groups)) {
+	for _, arch := range slices.Sorted(maps.Keys(arches)) {
 		if len(old) == 0 {
 			break
 		}
-		if err := s.gateArch(ctx, &v, arch, ofArch(old, arch), ofArch(now, arch), gone, fresh); err != nil {
+		if err := s.judgeArch(ctx, &v, arch, ofArch(old, arch), ofArch(now, arch), gone, fresh); err != nil {
 			return v, err
 		}
 	}
@@ -93,24 +127,14 @@ func (s *Store) gate(ctx context.Context, old, now []*tree) (v Verdict, err erro
 	return v, nil
 }
 
-// arch is the arch of whose hosts a tree is one of the repositories; "" for sources and debug
-// packages.
-func (t *tree) arch() string {
-	_, name, _ := cutTree(t.name)
-	if name == "source" || strings.HasSuffix(name, "-debug") {
-		return ""
-	}
-	return name
+func ofArch(ts []Tree, arch string) []Tree {
+	return slices.DeleteFunc(slices.Clone(ts), func(t Tree) bool { return t.Arch != arch })
 }
 
-func ofArch(ts []*tree, arch string) []*tree {
-	return slices.DeleteFunc(slices.Clone(ts), func(t *tree) bool { return t.arch() != arch })
-}
-
-// gatePresent finds packages that are not here yet, not signed, or there twice with different
+// present finds packages that are not here yet, not signed, or there twice with different
 // content.
-func (s *Store) gatePresent(now []*tree, fresh map[string]Package) (out []Finding) {
-	signs := slices.ContainsFunc(now, func(t *tree) bool { return t.key != "" })
+func (s *Gate) present(now []Tree, fresh map[string]set.Package) (out []Finding) {
+	signs := slices.ContainsFunc(now, func(t Tree) bool { return t.Signed })
 	content := map[string]string{}
 	for h, p := range fresh {
 		if p.Core == "" {
@@ -127,18 +151,17 @@ func (s *Store) gatePresent(now []*tree, fresh map[string]Package) (out []Findin
 }
 
 // isSigned tells whether a package carries an OpenPGP signature of anybody.
-func (s *Store) isSigned(p Package) bool {
-	r, size, c, err := s.open(p.Head, p.Core)
+func (s *Gate) isSigned(p set.Package) bool {
+	q, done, err := s.Open(p)
 	if err != nil {
 		return false
 	}
-	defer c.Close()
-	q, err := rpm.Read(r, size)
-	return err == nil && len(q.Signatures()) > 0
+	defer func() { _ = done() }()
+	return len(q.Signatures()) > 0
 }
 
-// gateArch looks at what a host of an arch would see.
-func (s *Store) gateArch(ctx context.Context, v *Verdict, arch string, old, now []*tree, gone, fresh map[string]Package) error {
+// judgeArch looks at what a host of an arch would see.
+func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now []Tree, gone, fresh map[string]set.Package) error {
 	was, is, paths, err := s.universes(ctx, old, now)
 	if err != nil {
 		return err
@@ -156,8 +179,8 @@ func (s *Store) gateArch(ctx context.Context, v *Verdict, arch string, old, now 
 	return err
 }
 
-// gateData is what the gate needs to know of a chunk, in memory.
-type gateData struct {
+// data is what the gate needs to know of a chunk, in memory.
+type data struct {
 	deps  *solve.Block
 	paths []byte
 }
@@ -166,25 +189,25 @@ type gateData struct {
 const poolMost = 400_000
 
 // universes loads what is asked for of the chunks of two sets of trees.
-func (s *Store) universes(ctx context.Context, old, now []*tree) (was, is *solve.Universe, paths map[string][]byte, err error) {
-	s.gateMu.Lock()
-	defer s.gateMu.Unlock()
+func (s *Gate) universes(ctx context.Context, old, now []Tree) (was, is *solve.Universe, paths map[string][]byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.pool == nil || s.pool.Len() > poolMost {
-		s.pool, s.gates = solve.NewPool(), map[string]gateData{}
+		s.pool, s.gates = solve.NewPool(), map[string]data{}
 	}
 	paths = map[string][]byte{}
 	var us [2]*solve.Universe
-	for i, ts := range [][]*tree{old, now} {
+	for i, ts := range [][]Tree{old, now} {
 		var blocks []*solve.Block
 		for _, t := range ts {
-			if err := s.loadGates(ctx, t.chunks); err != nil {
+			if err := s.loadGates(ctx, t.Chunks); err != nil {
 				return nil, nil, nil, err
 			}
-			for _, c := range t.chunks {
-				g := s.gates[c.id]
+			for _, c := range t.Chunks {
+				g := s.gates[c.ID]
 				blocks = append(blocks, g.deps)
 				if i == 1 {
-					paths[c.id] = g.paths
+					paths[c.ID] = g.paths
 				}
 			}
 		}
@@ -193,11 +216,11 @@ func (s *Store) universes(ctx context.Context, old, now []*tree) (was, is *solve
 	return us[0], us[1], paths, nil
 }
 
-// loadGates gets what the gate needs of chunks from the database, or makes it. gateMu is held.
-func (s *Store) loadGates(ctx context.Context, cs []chunk) error {
-	var missing []chunk
+// loadGates gets what the gate needs of chunks from the database, or makes it. mu is held.
+func (s *Gate) loadGates(ctx context.Context, cs []set.Chunk) error {
+	var missing []set.Chunk
 	for _, c := range cs {
-		if _, ok := s.gates[c.id]; !ok {
+		if _, ok := s.gates[c.ID]; !ok {
 			missing = append(missing, c)
 		}
 	}
@@ -211,14 +234,14 @@ func (s *Store) loadGates(ctx context.Context, cs []chunk) error {
 			if err := scan(&id, &deps, &paths); err != nil {
 				return err
 			}
-			open, err := s.unpack.DecodeAll(deps, nil)
+			open, err := s.Unpack(deps)
 			if err != nil {
 				return err
 			}
 			b, err := s.pool.Decode(open)
-			s.gates[id] = gateData{b, paths}
+			s.gates[id] = data{b, paths}
 			return err
-		}, "SELECT chunk, deps, paths FROM repo_gate WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", chunkIDs(missing))
+		}, "SELECT chunk, deps, paths FROM repo_gate WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", set.IDs(missing))
 	})
 	if err != nil {
 		return err
@@ -241,7 +264,7 @@ func (s *Store) loadGates(ctx context.Context, cs []chunk) error {
 		return err
 	}
 	for _, c := range missing {
-		if _, ok := s.gates[c.id]; ok {
+		if _, ok := s.gates[c.ID]; ok {
 			continue
 		}
 		deps, paths, err := s.makeGate(ctx, c)
@@ -252,8 +275,8 @@ func (s *Store) loadGates(ctx context.Context, cs []chunk) error {
 		if err != nil {
 			return err
 		}
-		s.gates[c.id] = gateData{b, paths}
-		rows = append(rows, row{c.id, s.squeeze(deps), paths})
+		s.gates[c.ID] = data{b, paths}
+		rows = append(rows, row{c.ID, s.Pack(deps), paths})
 		if len(rows) == 32 {
 			if err := keep(); err != nil {
 				return err
@@ -264,14 +287,14 @@ func (s *Store) loadGates(ctx context.Context, cs []chunk) error {
 }
 
 // makeGate takes from what metadata says of a chunk's packages what the gate needs.
-func (s *Store) makeGate(ctx context.Context, c chunk) (deps, paths []byte, err error) {
-	ms := c.members
+func (s *Gate) makeGate(ctx context.Context, c set.Chunk) (deps, paths []byte, err error) {
+	ms := c.Members
 	if ms == nil {
-		if ms, err = s.members(ctx, c); err != nil {
+		if ms, err = s.Members(ctx, c); err != nil {
 			return nil, nil, err
 		}
 	}
-	ts, err := s.templates(ctx, ms)
+	ts, err := s.Templates(ctx, ms)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -279,7 +302,7 @@ func (s *Store) makeGate(ctx context.Context, c chunk) (deps, paths []byte, err 
 	paths = []byte{}
 	var hashes []byte
 	for i, t := range ts {
-		open = t.Append(open, rpm.KindPrimary, rpm.Place{PkgID: ms[i].PkgID, Href: ms[i].href, Size: ms[i].Size, Mtime: ms[i].Mtime, HeaderStart: ms[i].Start, HeaderEnd: ms[i].End})
+		open = t.Append(open, rpm.KindPrimary, rpm.Place{PkgID: ms[i].PkgID, Href: ms[i].Href, Size: ms[i].Size, Mtime: ms[i].Mtime, HeaderStart: ms[i].Start, HeaderEnd: ms[i].End})
 		hashes = hashes[:0]
 		rpm.FilesOf(t.Append(nil, rpm.KindFilelists, rpm.Place{}), func(path, typ string) {
 			if typ == "" {
@@ -305,8 +328,8 @@ func hashPath(path string) uint32 {
 
 // downgrades finds names of which the newest version would go down. It is given all packages
 // of the chunks that differ: all versions of a package lie in one.
-func downgrades(old, now map[string]Package) (out []Finding) {
-	newest := func(ps map[string]Package) map[string]rpm.NEVRA {
+func downgrades(old, now map[string]set.Package) (out []Finding) {
+	newest := func(ps map[string]set.Package) map[string]rpm.NEVRA {
 		m := map[string]rpm.NEVRA{}
 		for _, p := range ps {
 			n, err := rpm.ParseNEVRA(p.NEVRA)
@@ -337,18 +360,18 @@ type owner struct {
 
 // fileConflicts finds files that a new package and another one both have and that are not the
 // same: rpm would refuse to install both.
-func (s *Store) fileConflicts(ctx context.Context, arch string, now []*tree, paths map[string][]byte, gone, fresh map[string]Package) (out []Finding, err error) {
+func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths map[string][]byte, gone, fresh map[string]set.Package) (out []Finding, err error) {
 	// The paths of new packages, and who of all has one with the same hash.
 	wanted := map[uint32]bool{}
 	var few [1 << 13]uint64 // bits of the hashes, to pass over nearly all of the others quickly
-	byPkg := map[string]Package{}
+	byPkg := map[string]set.Package{}
 	for _, p := range fresh {
 		byPkg[p.PkgID] = p
 	}
-	chunks := map[string]chunk{}
+	chunks := map[string]set.Chunk{}
 	for _, t := range now {
-		for _, c := range t.chunks {
-			chunks[c.id] = c
+		for _, c := range t.Chunks {
+			chunks[c.ID] = c
 		}
 	}
 	isFresh := map[owner]bool{}
@@ -389,7 +412,7 @@ func (s *Store) fileConflicts(ctx context.Context, arch string, now []*tree, pat
 			return nil, err
 		}
 	}
-	pairs := map[[2]string][2]Package{}
+	pairs := map[[2]string][2]set.Package{}
 	for _, os := range owners {
 		for i, a := range os {
 			for _, b := range os[i+1:] {
@@ -405,13 +428,13 @@ func (s *Store) fileConflicts(ctx context.Context, arch string, now []*tree, pat
 					return nil, err
 				}
 				// Versions of one package are never installed beside each other.
-				if x.name() == y.name() && (x.Arch == y.Arch || x.Arch == "noarch" || y.Arch == "noarch") || x.Header == y.Header {
+				if x.Name() == y.Name() && (x.Arch == y.Arch || x.Arch == "noarch" || y.Arch == "noarch") || x.Header == y.Header {
 					continue
 				}
 				if x.Header > y.Header {
 					x, y = y, x
 				}
-				pairs[[2]string{x.Header, y.Header}] = [2]Package{x, y}
+				pairs[[2]string{x.Header, y.Header}] = [2]set.Package{x, y}
 			}
 		}
 	}
@@ -429,29 +452,29 @@ func (s *Store) fileConflicts(ctx context.Context, arch string, now []*tree, pat
 }
 
 // touches tells whether a chunk may have one of some packages.
-func touches(c chunk, ps map[string]Package) bool {
+func touches(c set.Chunk, ps map[string]set.Package) bool {
 	for _, p := range ps {
-		if c.first <= p.Source && p.Source <= c.last {
+		if c.First <= p.Source && p.Source <= c.Last {
 			return true
 		}
 	}
 	return false
 }
 
-func (s *Store) membersOf(ctx context.Context, c chunk) ([]member, error) {
-	if c.members != nil {
-		return c.members, nil
+func (s *Gate) membersOf(ctx context.Context, c set.Chunk) ([]set.Member, error) {
+	if c.Members != nil {
+		return c.Members, nil
 	}
-	return s.members(ctx, c)
+	return s.Members(ctx, c)
 }
 
-func (s *Store) memberAt(ctx context.Context, c chunk, i int) (Package, error) {
+func (s *Gate) memberAt(ctx context.Context, c set.Chunk, i int) (set.Package, error) {
 	ms, err := s.membersOf(ctx, c)
 	if err != nil {
-		return Package{}, err
+		return set.Package{}, err
 	}
 	if i >= len(ms) {
-		return Package{}, fault.Internal("gate_damaged", "the gate's data of a chunk do not fit it")
+		return set.Package{}, fault.Internal("gate_damaged", "the gate's data of a chunk do not fit it")
 	}
 	return ms[i].Package, nil
 }
@@ -476,25 +499,21 @@ func eachPath(b []byte, fn func(member int, hash uint32)) error {
 // or "" (rpm's lib/transaction.c, handleInstInstalledFile and handleOverlappedFiles): what is the
 // same may be shared, of two binaries of different word sizes one is taken, and packages that
 // exclude each other never meet.
-func (s *Store) collide(a, b Package) (string, error) {
+func (s *Gate) collide(a, b set.Package) (string, error) {
 	var fs [2]map[string]rpm.File
 	var qs [2]*rpm.Package
-	for i, p := range []Package{a, b} {
+	for i, p := range []set.Package{a, b} {
 		if p.Core == "" {
 			return "", nil // its own finding
 		}
-		r, size, c, err := s.open(p.Head, p.Core)
-		if err != nil {
-			return "", err
-		}
-		q, err := rpm.Read(r, size)
-		if cerr := c.Close(); err == nil {
-			err = cerr
-		}
+		q, done, err := s.Open(p)
 		if err != nil {
 			return "", err
 		}
 		list, err := q.Header.Files()
+		if cerr := done(); err == nil {
+			err = cerr
+		}
 		if err != nil {
 			return "", err
 		}
@@ -535,14 +554,14 @@ func excludes(a, b rpm.Header) bool {
 
 // collidedBefore tells whether the versions of before had the same conflict: a move is not to
 // blame for it.
-func (s *Store) collidedBefore(pair [2]Package, path string, gone, fresh map[string]Package) bool {
-	before := func(p Package) []Package {
+func (s *Gate) collidedBefore(pair [2]set.Package, path string, gone, fresh map[string]set.Package) bool {
+	before := func(p set.Package) []set.Package {
 		if _, isNew := fresh[p.Header]; !isNew {
-			return []Package{p}
+			return []set.Package{p}
 		}
-		var out []Package
+		var out []set.Package
 		for _, g := range gone {
-			if g.name() == p.name() && g.Arch == p.Arch {
+			if g.Name() == p.Name() && g.Arch == p.Arch {
 				out = append(out, g)
 			}
 		}
