@@ -230,6 +230,9 @@ func walk(d *distro, pkgs []Package, changes int) {
 	asked, yes, broken := 0, 0, 0
 	var old *Universe
 	for serial := range changes {
+		if serial%500 == 499 {
+			t.Logf("%d changes, %d answers", serial, asked)
+		}
 		if serial%100 == 99 {
 			d.renew(pkgs)
 		}

@@ -40,6 +40,9 @@ const magic = "dsb1"
 const (
 	maxBlock = 64 << 20
 	maxText  = 1 << 16
+	// What is provided is held against what is wanted of the same name, each against each:
+	// so many of one name in a block. The most seen is 425.
+	maxSame = 4096
 	// A package takes at least so many bytes: four texts, five lists. The number of packages
 	// is written times this, so that it can be checked against the bytes that are left.
 	leastPackage = 9
@@ -159,6 +162,8 @@ func badBlock(what string) *fault.Error {
 	return fault.Invalid("solve_block", "a block of dependencies is damaged: %s", what).Fix("make it anew from the repository's metadata")
 }
 
+func clip(s string) string { return s[:min(len(s), 200)] }
+
 // reader walks over an encoded block; after the first error it gives zeros.
 type reader struct {
 	b   []byte
@@ -238,6 +243,7 @@ func decode(b []byte) (text []string, deps []rawDep, pkgs []raw, err error) {
 		text[i], start = whole[start:end], end
 	}
 	deps = make([]rawDep, r.count())
+	perName := make([]int32, n)
 	for i := range deps {
 		d := &deps[i]
 		v := r.number()
@@ -246,6 +252,9 @@ func decode(b []byte) (text []string, deps []rawDep, pkgs []raw, err error) {
 			return nil, nil, nil, badBlock("a dependency of it has no name")
 		}
 		d.name = uint32(v)
+		if perName[d.name]++; perName[d.name] > maxSame {
+			return nil, nil, nil, badBlock("it has too many dependencies on " + clip(text[v]))
+		}
 		if d.flags != 0 {
 			d.evr = r.index(n)
 		}

@@ -264,6 +264,9 @@ func (p *Pool) satisfies(d rawDep, k atomKey) bool {
 
 // provide notes that a new package provides something.
 func (p *Pool) provide(id uint32, d rawDep) {
+	if i := p.provHead[d.name]; i != 0 && p.prov[i-1].pkg == id && p.prov[i-1].evr == d.evr && p.prov[i-1].flags == d.flags {
+		return // once more the same
+	}
 	p.prov = append(p.prov, provided{id, d.evr, p.provHead[d.name], d.flags})
 	p.provHead[d.name] = uint32(len(p.prov))
 	for _, a := range p.wanted[d.name] {

@@ -2,6 +2,7 @@ package solve
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -155,6 +156,19 @@ func TestBlocks(t *testing.T) {
 		if _, err := NewPool().Decode(b[:i]); fault.Code(err) != "solve_block" {
 			t.Fatalf("the first %d bytes of a block: %v", i, err)
 		}
+	}
+}
+
+func TestTooManyOfOneName(t *testing.T) {
+	var l []string
+	for i := range maxSame + 1 {
+		l = append(l, fmt.Sprintf("P: x = %d", i))
+	}
+	if _, err := NewPool().Decode(Encode([]Package{made(t, "a-1-1.noarch", l[:maxSame]...)})); err != nil {
+		t.Error(err)
+	}
+	if _, err := NewPool().Decode(Encode([]Package{made(t, "a-1-1.noarch", l...)})); fault.Code(err) != "solve_block" {
+		t.Errorf("%d dependencies of one name: %v", len(l), err)
 	}
 }
 
