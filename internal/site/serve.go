@@ -74,7 +74,12 @@ func (s *Site) channelsHTTP(w http.ResponseWriter, r *http.Request) error {
 		return noFile(r.URL.Path)
 	}
 	moving := file == repomdFile || file == repomdFile+".asc"
+	// Whoever has read an old repomd.xml finds its files. Packages are looked for where hosts are:
+	// those of older states have their addresses by snapshot.
 	for i := range c.States {
+		if i >= keepLeast && !strings.HasPrefix(file, "repodata/") {
+			break
+		}
 		if ok, err := s.tree(w, r, c.Name, &c.States[i], name, file, !moving); ok || err != nil {
 			return err
 		}
@@ -148,6 +153,9 @@ func (s *Site) tree(w http.ResponseWriter, r *http.Request, channel string, sn *
 			s.age(w, channel)
 		}
 		return true, s.blob(w, r, f.Sum, fixed)
+	}
+	if strings.HasPrefix(file, "repodata/") {
+		return false, nil
 	}
 	x, err := s.index(t.Primary)
 	if err != nil {

@@ -68,8 +68,9 @@ type Site struct {
 
 	// syncing is held during a sync: it counts on metadata that is here, and the end of another
 	// removes what nobody needs.
-	syncing sync.Mutex
-	pinning singleflight.Group
+	syncing  sync.Mutex
+	pinning  singleflight.Group
+	indexing singleflight.Group
 
 	mu       sync.Mutex // guards what follows
 	channels map[string]*channel

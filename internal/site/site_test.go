@@ -317,8 +317,9 @@ func TestSite(t *testing.T) {
 	two := h.Published("stream")
 	began := time.Now()
 	at(t, s, two.Snapshot)
-	if d := time.Since(began); d > time.Second {
-		t.Errorf("a new state was seen after %s", d)
+	d := time.Since(began)
+	if t.Logf("a new state is served %s after the centre has it", d); d > time.Second {
+		t.Error("that is late")
 	}
 	// Back too: what the centre says, whatever is newer.
 	h.OK(h.Repo.Point(h.System, "stream", one.Snapshot))

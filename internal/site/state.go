@@ -208,12 +208,14 @@ func (s *Site) replace(name string, fn func(*channel)) error {
 	}
 	used := map[string]bool{}
 	for _, c := range s.channels {
-		for t := range c.trees() {
-			used[t.Primary] = true
+		for _, sn := range c.States[:min(len(c.States), keepLeast)] {
+			for _, t := range sn.Trees {
+				used[t.Primary] = true
+			}
 		}
 	}
 	for p := range s.indexes {
-		if !used[p] {
+		if !used[p] { // it is read again when somebody asks
 			delete(s.indexes, p)
 		}
 	}
@@ -260,7 +262,10 @@ type index struct{ items map[string]item }
 // maxPackages bounds a tree.
 const maxPackages = 200_000
 
-// index gives the packages that a primary file lists.
+// maxIndexed is how many packages are kept in memory: 150 bytes each.
+const maxIndexed = 1_000_000
+
+// index gives the packages that a primary file lists. Those asked for last are kept.
 func (s *Site) index(primary string) (*index, error) {
 	s.mu.Lock()
 	x := s.indexes[primary]
@@ -268,12 +273,31 @@ func (s *Site) index(primary string) (*index, error) {
 	if x != nil {
 		return x, nil
 	}
+	v, err, _ := s.indexing.Do(primary, func() (any, error) { return s.readIndex(primary) })
+	if err != nil {
+		return nil, err
+	}
+	x = v.(*index) //nolint:forcetypeassert // of the line above
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(x.items)
+	for _, o := range s.indexes {
+		n += len(o.items)
+	}
+	if n > maxIndexed {
+		clear(s.indexes)
+	}
+	s.indexes[primary] = x
+	return x, nil
+}
+
+func (s *Site) readIndex(primary string) (*index, error) {
 	b, err := s.blobs.Get(blob.Digest(primary))
 	if err != nil {
 		return nil, err
 	}
 	defer b.Close()
-	x = &index{items: map[string]item{}}
+	x := &index{items: map[string]item{}}
 	err = rpm.ReadPrimary(b, func(p rpm.PrimaryPackage) error {
 		if len(x.items) >= maxPackages {
 			return fault.TooLarge("site_size", "a repository of the centre has over %d packages", maxPackages)
@@ -288,13 +312,7 @@ func (s *Site) index(primary string) (*index, error) {
 		x.items[p.Href] = item{[32]byte(raw), p.Size}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	s.indexes[primary] = x
-	s.mu.Unlock()
-	return x, nil
+	return x, err
 }
 
 // fingerprint is that of a key.
