@@ -114,7 +114,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		e.Terminal = term.IsTerminal(int(f.Fd()))
 	}
 	base, token := remembered(l.URL)
-	if l.CA == "" && l.URL == "" {
+	if l.CA == "" && l.URL == "" && k.Command() != "site" { // whose centre need not be the server of the login
 		l.CA = readLogin().CA
 	}
 	l.URL = base
