@@ -229,14 +229,14 @@ func resetPeak(b *testing.B, pid int) {
 // signed, everything durable. The peer is createrepo_c, cold for the whole and with --update
 // --skip-stat for one more package. AppStream's shape; wall clock as an HTTP client sees it.
 func BenchmarkRegenerate(b *testing.B) {
-	for _, n := range []int{10_000, 60_000} {
+	for _, n := range []int{1_000, 10_000, 60_000} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) { regenerate(b, n) })
 	}
 }
 
 func regenerate(b *testing.B, n int) {
-	const rounds = 120
-	t := newTagged(b, n, rounds, "bench")
+	const rounds, promoted = 120, 1000
+	t := newTagged(b, n, rounds+promoted, "bench")
 	call := func(method, path string, in any) {
 		b.Helper()
 		if err := t.client.Call(b.Context(), method, path, in, nil); err != nil {
@@ -281,7 +281,7 @@ func regenerate(b *testing.B, n int) {
 	resetPeak(b, t.pid)
 	used = t.cpu(t.pid)
 	var took []time.Duration
-	for _, id := range t.more[20:] {
+	for _, id := range t.more[20:rounds] {
 		at := time.Now()
 		call("PUT", "/api/v1/tags/bench/builds/"+id, nil)
 		published()
@@ -289,13 +289,15 @@ func regenerate(b *testing.B, n int) {
 	}
 	cpu := (t.cpu(t.pid) - used) / time.Duration(len(took))
 	update, updateCPU := createrepo("--update", "--skip-stat")
+	high := peak(b, t.pid)
+	move := t.moves(call, published, promoted)
 	slices.Sort(took)
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(ms(took[len(took)/2]), "ms-p50")
 	b.ReportMetric(ms(took[len(took)*99/100]), "ms-p99")
 	b.ReportMetric(ms(cpu), "ms-CPU")
-	b.ReportMetric(float64(peak(b, t.pid))/(1<<20), "MiB-RSS")
+	b.ReportMetric(float64(high)/(1<<20), "MiB-RSS")
 	b.ReportMetric(ms(update), "ms-createrepo-update")
 	b.ReportMetric(ms(updateCPU), "ms-CPU-createrepo-update")
 	b.ReportMetric(ms(update)/ms(took[len(took)/2]), "x-createrepo-update")
@@ -303,4 +305,60 @@ func regenerate(b *testing.B, n int) {
 	b.ReportMetric(fullCPU.Seconds(), "s-CPU-full")
 	b.ReportMetric(cold.Seconds(), "s-createrepo-cold")
 	b.ReportMetric(coldCPU.Seconds(), "s-CPU-createrepo-cold")
+	for _, m := range move {
+		b.ReportMetric(ms(m.took), "ms-"+m.what)
+	}
+}
+
+// moved is what a move of a channel took.
+type moved struct {
+	what string
+	took time.Duration
+}
+
+// moves promotes the tag's channel in a line: first all of it, then a change of one build, of 20
+// and of many, and goes back again. The gate is asked each time.
+func (t *tagged) moves(call func(method, path string, in any), published func(), many int) (out []moved) {
+	t.b.Helper()
+	took := func(what string, fn func()) {
+		at := time.Now()
+		fn()
+		out = append(out, moved{what, time.Since(at)})
+	}
+	promote := func() {
+		call("POST", "/api/v1/channels/l%2Fprod/promote", map[string]any{"force": true, "reason": "a benchmark"})
+	}
+	// The first stage follows by itself.
+	followed := func() {
+		t.b.Helper()
+		published()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			var tag, dev struct{ Since int64 }
+			if err := t.client.Call(t.b.Context(), "GET", "/api/v1/channels/bench", nil, &tag); err != nil {
+				t.b.Fatal(err)
+			}
+			if err := t.client.Call(t.b.Context(), "GET", "/api/v1/channels/l%2Fdev", nil, &dev); err == nil && dev.Since > tag.Since {
+				return
+			} else if time.Now().After(end) {
+				t.b.Fatal("the line does not follow: ", err)
+			}
+		}
+	}
+	call("PUT", "/api/v1/lines/l", map[string]any{"parts": []string{"bench"}, "stages": []string{"dev", "prod"}, "key": "bench"})
+	followed()
+	took("promote-first", promote)
+	rest := t.more[len(t.more)-many:]
+	for _, step := range []struct {
+		what   string
+		builds int
+	}{{"promote-1-cold", 1}, {"promote-1", 1}, {"promote-5", 5}, {"promote-many", len(rest) - 7}} {
+		for _, id := range rest[:step.builds] {
+			call("PUT", "/api/v1/tags/bench/builds/"+id, nil)
+		}
+		rest = rest[step.builds:]
+		followed()
+		took(step.what, promote)
+	}
+	took("rollback", func() { call("POST", "/api/v1/channels/l%2Fprod/rollback", map[string]any{}) })
+	return out
 }

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -223,6 +224,10 @@ func chunkIndex(t *tree, files []file, parts []part) []byte {
 // keptParts is of how many chunks the packed form is kept in mind: 250 bytes each.
 const keptParts = 20_000
 
+// manyParts is after how many packed chunks the memory for it is given back at once: a whole
+// tree was made, and the changes to come need little.
+const manyParts = 64
+
 // packers is how many goroutines pack chunks.
 const packers = 2
 
@@ -310,6 +315,9 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 		if ok {
 			t.parts[t.chunks[i].ID] = out[i]
 		}
+	}
+	if len(t.parts) > manyParts {
+		debug.FreeOSMemory()
 	}
 	return out, err
 }

@@ -413,17 +413,32 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths
 		}
 	}
 	pairs := map[[2]string][2]set.Package{}
+	read := map[string][]set.Member{} // by chunk
+	at := func(o owner) (set.Package, error) {
+		ms, ok := read[o.chunk]
+		if !ok {
+			var err error
+			if ms, err = s.membersOf(ctx, chunks[o.chunk]); err != nil {
+				return set.Package{}, err
+			}
+			read[o.chunk] = ms
+		}
+		if o.member >= len(ms) {
+			return set.Package{}, fault.Internal("gate_damaged", "the gate's data of a chunk do not fit it")
+		}
+		return ms[o.member].Package, nil
+	}
 	for _, os := range owners {
 		for i, a := range os {
 			for _, b := range os[i+1:] {
 				if !isFresh[a] && !isFresh[b] {
 					continue
 				}
-				x, err := s.memberAt(ctx, chunks[a.chunk], a.member)
+				x, err := at(a)
 				if err != nil {
 					return nil, err
 				}
-				y, err := s.memberAt(ctx, chunks[b.chunk], b.member)
+				y, err := at(b)
 				if err != nil {
 					return nil, err
 				}
@@ -438,12 +453,20 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths
 			}
 		}
 	}
+	was := map[string][]set.Package{} // the versions that go, by name and arch
+	for _, p := range gone {
+		was[p.Name()+"."+p.Arch] = append(was[p.Name()+"."+p.Arch], p)
+	}
+	opened := contents{gate: s, of: map[string]*content{}}
 	for _, pair := range pairs {
-		path, err := s.collide(pair[0], pair[1])
+		if len(out) == maxFindings {
+			break
+		}
+		path, err := opened.collide(pair[0], pair[1])
 		if err != nil {
 			return nil, err
 		}
-		if path == "" || s.collidedBefore(pair, path, gone, fresh) {
+		if path == "" || opened.collidedBefore(pair, path, was, fresh) {
 			continue
 		}
 		out = append(out, Finding{Kind: "conflict", Package: pair[0].NEVRA, Tree: arch, Text: fmt.Sprintf("%s and %s both have %s, and not the same", pair[0].NEVRA, pair[1].NEVRA, path)})
@@ -468,17 +491,6 @@ func (s *Gate) membersOf(ctx context.Context, c set.Chunk) ([]set.Member, error)
 	return s.Members(ctx, c)
 }
 
-func (s *Gate) memberAt(ctx context.Context, c set.Chunk, i int) (set.Package, error) {
-	ms, err := s.membersOf(ctx, c)
-	if err != nil {
-		return set.Package{}, err
-	}
-	if i >= len(ms) {
-		return set.Package{}, fault.Internal("gate_damaged", "the gate's data of a chunk do not fit it")
-	}
-	return ms[i].Package, nil
-}
-
 // eachPath goes through the hashes of a chunk's paths.
 func eachPath(b []byte, fn func(member int, hash uint32)) error {
 	for i := 0; len(b) > 0; i++ {
@@ -495,48 +507,78 @@ func eachPath(b []byte, fn func(member int, hash uint32)) error {
 	return nil
 }
 
+// content is what a package has, as its header tells.
+type content struct {
+	header rpm.Header
+	files  map[string]rpm.File
+}
+
+// contents is packages that were read for one judgment.
+type contents struct {
+	gate *Gate
+	of   map[string]*content // by header
+}
+
+// keptContents bounds how many packages are held in memory at a time.
+const keptContents = 512
+
+func (c *contents) read(p set.Package) (*content, error) {
+	if had, ok := c.of[p.Header]; ok {
+		return had, nil
+	}
+	q, done, err := c.gate.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	list, err := q.Header.Files()
+	if cerr := done(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &content{q.Header, make(map[string]rpm.File, len(list))}
+	for _, f := range list {
+		out.files[f.Path] = f
+	}
+	if len(c.of) >= keptContents {
+		clear(c.of)
+	}
+	c.of[p.Header] = out
+	return out, nil
+}
+
 // collide finds a path that two packages both have and of which rpm would say that it conflicts,
 // or "" (rpm's lib/transaction.c, handleInstInstalledFile and handleOverlappedFiles): what is the
 // same may be shared, of two binaries of different word sizes one is taken, and packages that
 // exclude each other never meet.
-func (s *Gate) collide(a, b set.Package) (string, error) {
-	var fs [2]map[string]rpm.File
-	var qs [2]*rpm.Package
-	for i, p := range []set.Package{a, b} {
-		if p.Core == "" {
-			return "", nil // its own finding
-		}
-		q, done, err := s.Open(p)
-		if err != nil {
-			return "", err
-		}
-		list, err := q.Header.Files()
-		if cerr := done(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return "", err
-		}
-		qs[i], fs[i] = q, map[string]rpm.File{}
-		for _, f := range list {
-			fs[i][f.Path] = f
+func (c *contents) collide(a, b set.Package) (string, error) {
+	if a.Core == "" || b.Core == "" {
+		return "", nil // its own finding
+	}
+	x, err := c.read(a)
+	if err != nil {
+		return "", err
+	}
+	y, err := c.read(b)
+	if err != nil {
+		return "", err
+	}
+	first := ""
+	for path, f := range x.files {
+		g, both := y.files[path]
+		switch {
+		case !both, f.IsDir() && g.IsDir(), (f.Flags|g.Flags)&rpm.FileGhost != 0:
+		case f.Mode == g.Mode && f.Digest == g.Digest && f.Linkto == g.Linkto:
+		case f.Color != 0 && g.Color != 0 && f.Color != g.Color:
+		case first == "" || path < first:
+			first = path
 		}
 	}
-	if excludes(qs[0].Header, qs[1].Header) || excludes(qs[1].Header, qs[0].Header) {
+	if first != "" && (excludes(x.header, y.header) || excludes(y.header, x.header)) {
 		return "", nil
 	}
-	for _, path := range slices.Sorted(maps.Keys(fs[0])) {
-		x := fs[0][path]
-		y, both := fs[1][path]
-		switch {
-		case !both, x.IsDir() && y.IsDir(), (x.Flags|y.Flags)&rpm.FileGhost != 0:
-		case x.Mode == y.Mode && x.Digest == y.Digest && x.Linkto == y.Linkto:
-		case x.Color != 0 && y.Color != 0 && x.Color != y.Color:
-		default:
-			return path, nil
-		}
-	}
-	return "", nil
+	return first, nil
 }
 
 // excludes tells whether a conflicts with something that b provides, or obsoletes it.
@@ -554,22 +596,16 @@ func excludes(a, b rpm.Header) bool {
 
 // collidedBefore tells whether the versions of before had the same conflict: a move is not to
 // blame for it.
-func (s *Gate) collidedBefore(pair [2]set.Package, path string, gone, fresh map[string]set.Package) bool {
+func (c *contents) collidedBefore(pair [2]set.Package, path string, gone map[string][]set.Package, fresh map[string]set.Package) bool {
 	before := func(p set.Package) []set.Package {
 		if _, isNew := fresh[p.Header]; !isNew {
 			return []set.Package{p}
 		}
-		var out []set.Package
-		for _, g := range gone {
-			if g.Name() == p.Name() && g.Arch == p.Arch {
-				out = append(out, g)
-			}
-		}
-		return out
+		return gone[p.Name()+"."+p.Arch]
 	}
 	for _, a := range before(pair[0]) {
 		for _, b := range before(pair[1]) {
-			if p, err := s.collide(a, b); err == nil && p == path {
+			if p, err := c.collide(a, b); err == nil && p == path {
 				return true
 			}
 		}

@@ -24,7 +24,7 @@ import (
 
 // version changes when the same index gives another package than before: cached ones are made
 // anew then.
-const version = "1"
+const version = "2"
 
 // Corpus is the shape of AppStream. Any number of goroutines may use it.
 type Corpus struct {
@@ -137,7 +137,13 @@ func (c *Corpus) Spec(i int) (Spec, error) {
 	s.Installed, _ = strconv.ParseInt(between(b, ` installed="`, `"`), 10, 64)
 	s.Archive, _ = strconv.ParseInt(between(b, ` archive="`, `"`), 10, 64)
 	if round > 0 {
-		c.rename(&s, "-r"+strconv.Itoa(round))
+		suffix := "-r" + strconv.Itoa(round)
+		c.rename(&s, suffix)
+		for i, f := range s.Files {
+			if !f.Dir {
+				s.Files[i].Path += suffix
+			}
+		}
 	}
 	// What rpmbuild adds, and metadata leaves out.
 	s.Requires = append(slices.Clip(s.Requires), rpm.Dep{Name: "rpmlib(CompressedFileNames)", Flags: rpm.SenseLess | rpm.SenseEqual | rpm.SenseRPMLib, EVR: "3.0.4-1"},
@@ -171,6 +177,10 @@ func (c *Corpus) more(name string) (out []File) {
 		}
 		if strings.HasPrefix(f.Path, "/etc/") || strings.Contains(f.Path, "bin/") || f.Path == "/usr/lib/sendmail" {
 			continue
+		}
+		// What no two packages share in the real repository, none share here.
+		if !f.Dir && !strings.Contains(f.Path, name) {
+			f.Path = path.Join(path.Dir(f.Path), name+"-"+path.Base(f.Path))
 		}
 		out = append(out, f)
 	}
