@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -234,12 +235,11 @@ const patience = 30 * time.Second
 // is full. It returns an error only while nothing was sent.
 func (s *Site) pass(w http.ResponseWriter, r *http.Request, f *flight, path string) error {
 	sent, err := int64(0), error(nil)
-	h := sha256.New()
 	send := func(src io.Reader, n int64) error {
 		if sent == 0 {
 			w.Header().Set("Content-Length", strconv.FormatInt(f.size, 10))
 		}
-		m, err := io.CopyN(io.MultiWriter(w, h), src, n)
+		m, err := io.CopyN(w, src, n)
 		sent += m
 		s.numbers.served.Add(m)
 		return err
@@ -277,7 +277,7 @@ func (s *Site) pass(w http.ResponseWriter, r *http.Request, f *flight, path stri
 		}
 	}
 	if fault.Code(err) == "disk_full" {
-		err = s.past(r.Context(), f.item, path, h, &sent, send)
+		err = s.past(r.Context(), f, path, &sent, send)
 	}
 	if err != nil && sent > 0 {
 		panic(http.ErrAbortHandler) // half a package must not look like a whole one
@@ -286,29 +286,35 @@ func (s *Site) pass(w http.ResponseWriter, r *http.Request, f *flight, path stri
 }
 
 // past sends the rest of a package that cannot be kept: its last bytes after all were checked.
-func (s *Site) past(ctx context.Context, it item, path string, h hash.Hash, sent *int64, send func(io.Reader, int64) error) error {
-	body, err := s.from(ctx, path, it, *sent)
+func (s *Site) past(ctx context.Context, f *flight, path string, sent *int64, send func(io.Reader, int64) error) error {
+	h := sha256.New()
+	if *sent > 0 {
+		if _, err := io.Copy(h, io.NewSectionReader(f.file, 0, *sent)); err != nil {
+			return err
+		}
+	}
+	body, err := s.from(ctx, path, f.item, *sent)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if n := it.size - hold - *sent; n > 0 {
-		s.numbers.fetched.Add(n)
-		if err := send(body, n); err != nil {
+	if n := f.size - hold - *sent; n > 0 {
+		if err := send(io.TeeReader(body, h), n); err != nil {
 			return err
 		}
+		s.numbers.fetched.Add(n)
 	}
-	last := make([]byte, it.size-*sent)
+	last := make([]byte, f.size-*sent)
 	if _, err := io.ReadFull(body, last); err != nil {
 		return fault.Unavailable("site_cut", "%s did not come whole", path).Wrap(err).Fix("ask again")
 	}
 	s.numbers.fetched.Add(int64(len(last)))
 	h.Write(last)
-	if hex.EncodeToString(h.Sum(nil)) != it.hex() {
+	if hex.EncodeToString(h.Sum(nil)) != f.hex() {
 		s.numbers.wrong.Add(1)
 		return wrong(path)
 	}
-	return send(strings.NewReader(string(last)), int64(len(last)))
+	return send(bytes.NewReader(last), int64(len(last)))
 }
 
 // touch notes that a package was used.

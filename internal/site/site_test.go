@@ -765,6 +765,37 @@ func TestMirrored(t *testing.T) {
 	}
 }
 
+// A stage of a line has a name of two parts and a repository for each part, with its key.
+func TestLine(t *testing.T) {
+	t.Parallel()
+	h := centre(t, "hello")
+	h.Key("k2", "ed25519", "*")
+	h.Tag(release.Tag{Name: "extra", Key: "k2"})
+	srpm, rpms := repotest.RPMBuild(t, repotest.Spec("other", "1"))
+	h.Submit("extra", srpm, rpms...)
+	h.Published("stream")
+	h.Published("extra")
+	h.OK(h.Client.Call(t.Context(), "PUT", "/api/v1/lines/ten", map[string]any{"parts": []string{"stream", "extra"}, "stages": []string{"dev", "prod"}}, nil))
+	s, _ := start(t, config(t, h.URL, h.Log, "ten/dev", "stream"))
+	wait(t, s, "the line", func(st site.Status) bool { return len(st.Channels) == 2 && st.Channels[1].Packages == 4 })
+	_, repoFile, _ := get(t, s.URL+"/channels/ten/dev.repo")
+	if !strings.Contains(string(repoFile), "gpgkey="+s.URL+"/keys/k2.asc") || !strings.Contains(string(repoFile), "gpgkey="+s.URL+"/keys/k.asc") {
+		t.Errorf(".repo: %s", repoFile)
+	}
+	if _, out, err := dnf(t, string(repoFile), "hello", "other"); err != nil {
+		t.Errorf("dnf: %v\n%s", err, out)
+	}
+	if resp, b, err := get(t, s.URL+"/channels/ten/dev.rpm"); err != nil || resp.StatusCode != 200 || !bytes.HasPrefix(b, []byte{0xed, 0xab, 0xee, 0xdb}) {
+		t.Errorf(".rpm: %v %v", resp, err)
+	}
+	// A ring is another stage; this site follows one only.
+	if resp, _, err := get(t, s.URL+"/channels/ten/dev/stream.x86_64/metalink?ring=prod"); err != nil || resp.StatusCode != 404 {
+		t.Errorf("another stage: %v %v", resp, err)
+	}
+	behind, _ := start(t, config(t, s.URL, h.Log, "ten/dev"))
+	wait(t, behind, "the line, behind", func(st site.Status) bool { return st.Channels[0].Packages == 4 })
+}
+
 // What does not fit: the oldest goes, what channels name last, and one that is larger than all is
 // passed on.
 func TestRoom(t *testing.T) {
