@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,9 @@ func specFile(name string, round int) string {
 	head := fmt.Sprintf("%%global _binary_payload w1.zstdio\n%%global _source_payload w1.zstdio\nName: %s\nVersion: 1\nRelease: %d%%{?dist}\nSummary: For the crash run\nLicense: MIT\n", name, round)
 	if name == "bulk" {
 		return head + fmt.Sprintf("Source0: bulk-%d.bin\nBuildArch: noarch\n%%description\nA lump.\n%%install\ninstall -D -m 644 %%{SOURCE0} %%{buildroot}/usr/share/bulk/bulk.bin\n%%files\n/usr/share/bulk/bulk.bin\n", round)
+	}
+	if name == "needs" {
+		return head + "Requires: bulk\nBuildArch: noarch\n%description\nNeeds a lump.\n%files\n"
 	}
 	return head + "Requires: pair-data = %{version}-%{release}\n%global debug_package %{nil}\n%description\nOne half.\n%package data\nSummary: The other\n%description data\nOther half.\n" +
 		"%install\nmkdir -p %{buildroot}/usr/share/pair\necho %{release} > %{buildroot}/usr/share/pair/one\necho %{release} > %{buildroot}/usr/share/pair/two\n" +
@@ -269,7 +273,7 @@ func (s *scenario) built(name, commit string) bool {
 // channel lists the files of a channel's present snapshot.
 func (s *scenario) channel(name string) (files []string, err error) {
 	var c repo.Channel
-	if err := s.get("/api/v1/channels/"+name, &c); err != nil {
+	if err := s.get("/api/v1/channels/"+url.PathEscape(name), &c); err != nil {
 		return nil, err
 	}
 	var content repo.Content

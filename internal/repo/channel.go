@@ -209,11 +209,16 @@ func checkFreeze(tx *db.Tx, channel string) error {
 	if err != nil || f == nil {
 		return err
 	}
+	return f.refuse()
+}
+
+// refuse is the error of a move that the freeze keeps from happening.
+func (f *Freeze) refuse() error {
 	until := "until somebody thaws it"
 	if !f.Expires.IsZero() {
 		until = "until " + f.Expires.Format(time.DateTime)
 	}
-	return fault.Conflict("channel_frozen", "the channel %s is frozen by %s %s: %s", channel, f.Actor, until, f.Reason).Fix("wait, or thaw it: `drover channel thaw %s`", channel)
+	return fault.Conflict("channel_frozen", "the channel %s is frozen by %s %s: %s", f.Channel, f.Actor, until, f.Reason).Fix("wait, or thaw it: `drover channel thaw %s`", f.Channel)
 }
 
 // checkNote refuses a freeze, hold or name without a reason, or one that has expired already.
@@ -449,8 +454,8 @@ type Plan struct {
 	Channel  string       `json:"channel"`
 	From     string       `json:"from,omitempty"` // the channel before it in the line
 	Was      string       `json:"was,omitempty"`  // the snapshot that it points at
-	Snapshot string       `json:"snapshot"`       // the one that it would point at
-	Held     []Held       `json:"held"`           // what stays because of a hold
+	Snapshot string       `json:"snapshot,omitempty" doc:"the one that it would point at; empty when a hold makes one that is not there yet"`
+	Held     []Held       `json:"held"` // what stays because of a hold
 	Frozen   *Freeze      `json:"frozen,omitempty"`
 	Changes  []Change     `json:"changes"`
 	Gate     gate.Verdict `json:"gate"`
@@ -458,6 +463,7 @@ type Plan struct {
 	snapshot Snapshot
 	trees    []*tree
 	parts    map[string]string
+	made     map[*tree]*tree // of trees: those that a hold makes, not written yet, and what they are like
 }
 
 // Held is a source package that a promotion leaves as it is.
@@ -519,12 +525,14 @@ func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
 	}
 	p.trees = now
 	if len(p.Held) > 0 {
-		if p.trees, err = s.holdBack(ctx, l, old, now, p.Held); err != nil {
+		if p.trees, p.made, err = s.holdBack(ctx, l, old, now, p.Held); err != nil {
 			return p, err
 		}
 	}
-	sealSnapshot(&p.snapshot, p.trees)
-	p.Snapshot = p.snapshot.ID
+	if len(p.made) == 0 {
+		sealSnapshot(&p.snapshot, p.trees)
+		p.Snapshot = p.snapshot.ID
+	}
 	if p.Changes, err = s.changes(ctx, old, p.trees); err != nil {
 		return p, err
 	}
@@ -569,10 +577,10 @@ func (s *Store) heldSources(tx *db.Tx, old, now []*tree, holds []Hold) ([]Held, 
 	return out, nil
 }
 
-// holdBack makes the trees of now with the held source packages as old has them.
-func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []Held) ([]*tree, error) {
-	out := slices.Clone(now)
-	var fresh []*tree
+// holdBack makes the trees of now with the held source packages as old has them. Those in made
+// are only planned: anybody may ask for a plan.
+func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []Held) (out []*tree, made map[*tree]*tree, err error) {
+	out, made = slices.Clone(now), map[*tree]*tree{}
 	for i, t := range now {
 		j := slices.IndexFunc(old, func(o *tree) bool { return o.name == t.name })
 		changes := map[string][]member{}
@@ -587,7 +595,7 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 				}
 				ms, err := s.members(ctx, c)
 				if err != nil {
-					return nil, err
+					return nil, nil, err
 				}
 				for _, m := range ms {
 					if m.Source == h.Source {
@@ -596,39 +604,41 @@ func (s *Store) holdBack(ctx context.Context, l Line, old, now []*tree, held []H
 				}
 			}
 		}
-		made := &tree{name: t.name, key: l.Key, of: l.Name + "/" + t.name}
-		chunks, err := set.Edit(t.chunks, changes, made.loading(ctx, s))
-		if err != nil {
-			return nil, err
+		// Hosts know the part's key and no other.
+		own := &tree{name: t.name, key: t.key, of: l.Name + "/" + t.name}
+		if own.chunks, err = set.Edit(t.chunks, changes, own.loading(ctx, s)); err != nil {
+			return nil, nil, err
 		}
-		if set.Same(chunks, t.chunks) {
-			continue
-		}
-		if j >= 0 && set.Same(chunks, old[j].chunks) {
+		switch {
+		case set.Same(own.chunks, t.chunks):
+		case j >= 0 && set.Same(own.chunks, old[j].chunks):
 			out[i] = old[j]
-			continue
+		default:
+			out[i], made[own] = own, t
 		}
-		made.chunks = chunks
-		f, err := s.formOf(t)
+	}
+	return out, made, nil
+}
+
+// makeHeld writes and signs what a plan has made, and gives its snapshot the id.
+func (s *Store) makeHeld(ctx context.Context, p *Plan) error {
+	for t, like := range p.made {
+		f, err := s.formOf(like)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if err := s.write(ctx, made, f); err != nil {
-			return nil, err
+		if err := s.write(ctx, t, f); err != nil {
+			return err
 		}
-		if t.key != "" && l.Key == "" {
-			return nil, fault.Conflict("line_unsigned", "the hold of %s makes metadata of %s anew, and the line %s has no key to sign it with", held[0].Source, t.name, l.Name).Fix("give the line a key: `drover line set %s --key KEY`", l.Name)
+		part, _, _ := cutTree(t.name)
+		if err := s.signTrees(auth.AsSystem(ctx), t.key, part, []*tree{t}); err != nil {
+			return err
 		}
-		out[i] = made
-		fresh = append(fresh, made)
-	}
-	if err := s.signTrees(ctx, l.Key, l.Name, fresh); err != nil {
-		return nil, err
-	}
-	for _, t := range fresh {
 		t.seal()
 	}
-	return out, nil
+	sealSnapshot(&p.snapshot, p.trees)
+	p.Snapshot = p.snapshot.ID
+	return nil
 }
 
 // formOf is how a tree is written: its codec, and what it has beside its packages.
@@ -645,7 +655,13 @@ func (s *Store) formOf(t *tree) (form, error) {
 	if err != nil {
 		return f, err
 	}
+	ours := t.codec != "" // else it is as upstream wrote it, and how it is packed says nothing
 	for _, d := range datas {
+		if d.Type == rpm.KindPrimary.String() && ours {
+			i := slices.IndexFunc(t.files, func(f file) bool { return f.Path == d.Href })
+			f.Single = i >= 0 && t.files[i].Kind == nil
+			f.OpenSums = !f.Single && d.OpenSum != ""
+		}
 		if d.Type != "group" && d.Type != "modules" && d.Type != "updateinfo" {
 			continue
 		}
@@ -675,6 +691,12 @@ func (s *Store) Promote(ctx context.Context, channel string, mv Move) (p Plan, e
 	}
 	if !p.Gate.OK && !mv.Force {
 		return p, fault.Conflict("gate_shut", "%s stays where it is: %s", channel, p.Gate.Summary()).Fix("see `drover channel plan %s`; promote with --force --reason WHY to move it all the same", channel)
+	}
+	if p.Frozen != nil {
+		return p, p.Frozen.refuse()
+	}
+	if err := s.makeHeld(ctx, &p); err != nil {
+		return p, err
 	}
 	return p, s.DB.Write(ctx, func(tx *db.Tx) error {
 		had, err := channelAt(tx, channel, event.Now)

@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,7 +22,6 @@ type Line struct {
 	Name   string   `json:"name,omitempty"`
 	Parts  []string `json:"parts" doc:"channels of tags and mirrors; the first stage follows them"`
 	Stages []string `json:"stages" doc:"in the order in which a change goes through them"`
-	Key    string   `json:"key,omitempty" doc:"signs what a hold makes different from its parts"`
 	Since  int64    `json:"since,omitempty"`
 }
 
@@ -258,7 +258,7 @@ func (s *Store) followLine(ctx context.Context, l Line) error {
 // left out.
 func (s *Store) compose(tx *db.Tx, l Line) (sn Snapshot, ts []*tree, parts map[string]string, err error) {
 	parts = map[string]string{}
-	sn = Snapshot{Kind: "line", Source: l.Name, Key: l.Key}
+	sn = Snapshot{Kind: "line", Source: l.Name}
 	for _, p := range l.Parts {
 		c, err := channelAt(tx, p, event.Now)
 		if fault.Code(err) == "channel_unknown" {
@@ -282,13 +282,21 @@ func (s *Store) compose(tx *db.Tx, l Line) (sn Snapshot, ts []*tree, parts map[s
 	return sn, ts, parts, nil
 }
 
-// sealSnapshot counts the packages of a snapshot and gives it its id.
+// sealSnapshot counts the packages of a snapshot, of a line's also by whose keys they are signed, and
+// gives it its id.
 func sealSnapshot(sn *Snapshot, ts []*tree) {
 	slices.SortFunc(ts, func(a, b *tree) int { return strings.Compare(a.name, b.name) })
 	sn.Packages = 0
+	keys := map[string]bool{}
 	for _, t := range ts {
 		n, _ := t.packages()
 		sn.Packages += n
+		if t.key != "" {
+			keys[t.key] = true
+		}
+	}
+	if sn.Kind == "line" {
+		sn.Key = strings.Join(slices.Sorted(maps.Keys(keys)), " ")
 	}
 	sn.ID = snapshotID(sn.Kind, sn.Source, ts)
 }

@@ -52,16 +52,17 @@ func TestLine(t *testing.T) {
 	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
 		h := repotest.New(t, d)
 		h.StartSigner(true)
-		h.Key("k", "ed25519", "base", "own", "s10")
+		h.Key("k", "ed25519", "base")
+		h.Key("k2", "ed25519", "own")
 		h.Tag(release.Tag{Name: "base", Key: "k", Arches: []string{"x86_64"}})
-		h.Tag(release.Tag{Name: "own", Key: "k", Arches: []string{"x86_64"}})
+		h.Tag(release.Tag{Name: "own", Key: "k2", Arches: []string{"x86_64"}})
 		refused := func(code string, err error) {
 			t.Helper()
 			if fault.Code(err) != code {
 				t.Errorf("got %v, want %s", err, code)
 			}
 		}
-		line := repo.Line{Name: "s10", Parts: []string{"base", "own"}, Stages: []string{"dev", "test", "prod"}, Key: "k"}
+		line := repo.Line{Name: "s10", Parts: []string{"base", "own"}, Stages: []string{"dev", "test", "prod"}}
 		for _, bad := range []repo.Line{
 			{Name: "UP", Parts: line.Parts, Stages: line.Stages}, {Name: "s10", Stages: line.Stages}, {Name: "s10", Parts: line.Parts},
 			{Name: "s10", Parts: line.Parts, Stages: []string{"a", "a"}}, {Name: "s10", Parts: []string{"base", "base"}, Stages: line.Stages},

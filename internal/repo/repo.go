@@ -203,7 +203,7 @@ type Snapshot struct {
 	Kind     string    `json:"kind"`
 	Source   string    `json:"source"`
 	Packages int64     `json:"packages"`
-	Key      string    `json:"key,omitempty"` // that drover signed it with
+	Key      string    `json:"key,omitempty"` // that drover signed it with; of a line's the keys of its parts
 	Cause    int64     `json:"cause"`         // the event whose state it holds
 	Created  time.Time `json:"created"`
 	Since    int64     `json:"since"`

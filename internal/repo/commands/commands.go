@@ -180,9 +180,9 @@ func (lineList) Run(e *cli.Env) error {
 		return err
 	}
 	return e.Show(ls, func(w io.Writer) {
-		cli.Table(w, "LINE PARTS STAGES KEY", func(row func(...any)) {
+		cli.Table(w, "LINE PARTS STAGES", func(row func(...any)) {
 			for _, l := range ls {
-				row(l.Name, strings.Join(l.Parts, ","), strings.Join(l.Stages, " → "), l.Key)
+				row(l.Name, strings.Join(l.Parts, ","), strings.Join(l.Stages, " → "))
 			}
 		})
 	})
@@ -192,12 +192,11 @@ type lineSet struct {
 	Name  string   `arg:"" help:"Name of the line."`
 	Part  []string `required:"" help:"Channel of a tag or mirror; may be repeated."`
 	Stage []string `required:"" help:"Stage, in the order in which a change goes through them; may be repeated."`
-	Key   string   `help:"Key that signs what a hold makes different."`
 }
 
 // Run makes a line.
 func (c lineSet) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/lines/"+url.PathEscape(c.Name), repo.Line{Name: c.Name, Parts: c.Part, Stages: c.Stage, Key: c.Key}, nil)
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/lines/"+url.PathEscape(c.Name), repo.Line{Name: c.Name, Parts: c.Part, Stages: c.Stage}, nil)
 }
 
 type lineDrop struct {
@@ -231,7 +230,11 @@ func (c channelPlan) Run(e *cli.Env) error {
 }
 
 func showPlan(w io.Writer, p repo.Plan) {
-	fmt.Fprintf(w, "%s ← %s: %.12s → %.12s\n", p.Channel, p.From, cmp.Or(p.Was, "nothing"), p.Snapshot)
+	to := "a snapshot of its own" // that is made when it is promoted
+	if p.Snapshot != "" {
+		to = p.Snapshot[:12]
+	}
+	fmt.Fprintf(w, "%s ← %s: %.12s → %s\n", p.Channel, p.From, cmp.Or(p.Was, "nothing"), to)
 	if p.Frozen != nil {
 		fmt.Fprintf(w, "frozen by %s: %s\n", p.Frozen.Actor, p.Frozen.Reason)
 	}

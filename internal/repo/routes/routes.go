@@ -30,6 +30,13 @@ type ByName struct {
 	Name string `path:"name" maxLength:"100"`
 }
 
+// ByPackage is a route about a package of a named channel. Its fields are found because it has
+// an exported name.
+type ByPackage struct {
+	ByName
+	Package string `path:"package" maxLength:"200"`
+}
+
 // Add adds the routes of snapshots, channels and mirrors.
 func Add(srv *web.Server, s *repo.Store) {
 	const tag = "repo"
@@ -195,10 +202,6 @@ func Add(srv *web.Server, s *repo.Store) {
 // channelRoutes adds the routes of lines, and those that move channels or keep them.
 func channelRoutes(srv *web.Server, s *repo.Store) {
 	const tag = "repo"
-	type held struct {
-		ByName
-		Package string `path:"package" maxLength:"200"`
-	}
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/lines", ID: "line-list", Summary: "List lines of channels", Tag: tag},
 		func(ctx context.Context, _ *none) ([]repo.Line, error) { return s.Lines(ctx) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/lines/{name}", ID: "line-set", Summary: "Make a line of channels or change it", Tag: tag},
@@ -243,13 +246,13 @@ func channelRoutes(srv *web.Server, s *repo.Store) {
 		func(ctx context.Context, in *ByName) ([]repo.Hold, error) { return s.Holds(ctx, in.Name) })
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-hold", Summary: "Hold a package of a channel at its version", Tag: tag},
 		func(ctx context.Context, in *struct {
-			held
+			ByPackage
 			Body repo.Note
 		}) (none, error) {
 			return none{}, s.SetHold(ctx, repo.Hold{Channel: in.Name, Package: in.Package, Reason: in.Body.Reason, Expires: in.Body.Expires})
 		})
 	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/channels/{name}/holds/{package}", ID: "channel-unhold", Summary: "Let a package go on with the next promotion", Tag: tag},
-		func(ctx context.Context, in *held) (none, error) {
+		func(ctx context.Context, in *ByPackage) (none, error) {
 			return none{}, s.DropHold(ctx, in.Name, in.Package)
 		})
 	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/snapshots/{id}/names/{name}", ID: "snapshot-name", Summary: "Give a snapshot a name, and keep it", Tag: tag},
