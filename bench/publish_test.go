@@ -30,7 +30,8 @@ type tagged struct {
 	*rig
 	client *web.Client
 	files  string   // directory with the same packages as files
-	more   []string // builds that are not in the tag
+	base   []string // builds that are in the tag
+	more   []string // builds that are not
 }
 
 // source is the packages of one build.
@@ -53,7 +54,7 @@ func sources(b *testing.B, c *rpmtest.Corpus, n int) (out []source) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if had, ok := build[src.Name]; ok && had != s.Source {
+		if had, ok := build[src.Name]; ok && had != s.Source || s.Arch != "x86_64" && s.Arch != "noarch" {
 			continue
 		}
 		k, ok := at[src.Name]
@@ -162,6 +163,7 @@ func newTagged(b *testing.B, n, more int, key string) *tagged {
 						}
 					}
 					if tag {
+						t.base = append(t.base, strconv.FormatInt(id, 10))
 						if _, err := tx.Exec("INSERT INTO release_tagging (tag, build, package, since, until) VALUES ('bench', $1, $2, $3, 0)", id, s.name, ev); err != nil {
 							return err
 						}
@@ -229,7 +231,7 @@ func resetPeak(b *testing.B, pid int) {
 // signed, everything durable. The peer is createrepo_c, cold for the whole and with --update
 // --skip-stat for one more package. AppStream's shape; wall clock as an HTTP client sees it.
 func BenchmarkRegenerate(b *testing.B) {
-	for _, n := range []int{1_000, 10_000, 60_000} {
+	for _, n := range []int{10_000, 60_000} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) { regenerate(b, n) })
 	}
 }

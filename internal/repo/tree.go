@@ -76,6 +76,7 @@ type tree struct {
 	bases  []chunk         // that were taken apart for this one: what metadata says of most packages stands in them
 	parts  map[string]part // by chunk, not in the database yet
 	key    string          // that drover signed it with
+	signed string          // tag or line for which the signature is new
 	of     string          // of what it is a state: the checksums go on from the one before
 }
 
@@ -823,6 +824,11 @@ func (s *Store) keepTree(tx *db.Tx, t *tree) error {
 	added, err := tx.Exec("INSERT INTO repo_tree (id, packages, bytes, codec, key, chunks, files, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING", t.id, n, size, string(t.codec), t.key, chunks, string(files), tx.Now())
 	if err != nil || added == 0 {
 		return err
+	}
+	if t.signed != "" {
+		if _, err := tx.Exec("INSERT INTO repo_signature (repomd, key, tag, digest) VALUES ($1, $2, $3, $4) ON CONFLICT (repomd, key, tag) DO NOTHING", t.sum(repomdFile), t.key, t.signed, t.sum(repomdFile+".asc")); err != nil {
+			return err
+		}
 	}
 	for _, f := range t.files {
 		if _, err := tx.Exec("INSERT INTO repo_file (path, tree) VALUES ($1, $2) ON CONFLICT (path, tree) DO NOTHING", f.Path, t.id); err != nil {
