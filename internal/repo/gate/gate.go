@@ -3,7 +3,9 @@ package gate
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -69,6 +71,8 @@ type Gate struct {
 	mu    sync.Mutex // guards what follows
 	pool  *solve.Pool
 	gates map[string]data // by chunk, of pool
+	// What was found out of a universe stays with it: the next question from there is cheap.
+	universes map[string]*solve.Universe // by the chunks, of pool
 }
 
 // New makes a gate.
@@ -162,7 +166,7 @@ func (s *Gate) isSigned(p set.Package) bool {
 
 // judgeArch looks at what a host of an arch would see.
 func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now []Tree, gone, fresh map[string]set.Package) error {
-	was, is, paths, err := s.universes(ctx, old, now)
+	was, is, paths, err := s.load(ctx, old, now)
 	if err != nil {
 		return err
 	}
@@ -174,7 +178,7 @@ func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now 
 			v.Findings = append(v.Findings, Finding{Kind: "broken", Package: f.Package.String(), Tree: arch, Text: strings.Join(f.Why, "; ")})
 		}
 	}
-	fs, err := s.fileConflicts(ctx, arch, now, paths, gone, fresh)
+	fs, err := s.fileConflicts(ctx, arch, now, is, paths, gone, fresh)
 	v.Findings = append(v.Findings, fs...)
 	return err
 }
@@ -185,33 +189,45 @@ type data struct {
 	paths []byte
 }
 
+// keptUniverses is how many sets of packages are kept: 1 MiB each for 60,000 packages.
+const keptUniverses = 32
+
 // poolMost is how many packages the solver's pool may have seen before a new one is begun.
 const poolMost = 400_000
 
-// universes loads what is asked for of the chunks of two sets of trees.
-func (s *Gate) universes(ctx context.Context, old, now []Tree) (was, is *solve.Universe, paths map[string][]byte, err error) {
+// load gets what is asked for of the chunks of two sets of trees.
+func (s *Gate) load(ctx context.Context, old, now []Tree) (was, is *solve.Universe, paths map[string][]byte, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pool == nil || s.pool.Len() > poolMost {
-		s.pool, s.gates = solve.NewPool(), map[string]data{}
+		s.pool, s.gates, s.universes = solve.NewPool(), map[string]data{}, map[string]*solve.Universe{}
 	}
 	paths = map[string][]byte{}
 	var us [2]*solve.Universe
 	for i, ts := range [][]Tree{old, now} {
 		var blocks []*solve.Block
+		key := sha256.New()
 		for _, t := range ts {
 			if err := s.loadGates(ctx, t.Chunks); err != nil {
 				return nil, nil, nil, err
 			}
 			for _, c := range t.Chunks {
 				g := s.gates[c.ID]
+				key.Write([]byte(c.ID))
 				blocks = append(blocks, g.deps)
 				if i == 1 {
 					paths[c.ID] = g.paths
 				}
 			}
 		}
-		us[i] = s.pool.Universe(blocks...)
+		id := hex.EncodeToString(key.Sum(nil))
+		if us[i] = s.universes[id]; us[i] == nil {
+			if len(s.universes) >= keptUniverses {
+				clear(s.universes)
+			}
+			us[i] = s.pool.Universe(blocks...)
+			s.universes[id] = us[i]
+		}
 	}
 	return us[0], us[1], paths, nil
 }
@@ -360,7 +376,7 @@ type owner struct {
 
 // fileConflicts finds files that a new package and another one both have and that are not the
 // same: rpm would refuse to install both.
-func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths map[string][]byte, gone, fresh map[string]set.Package) (out []Finding, err error) {
+func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *solve.Universe, paths map[string][]byte, gone, fresh map[string]set.Package) (out []Finding, err error) {
 	// The paths of new packages, and who of all has one with the same hash.
 	wanted := map[uint32]bool{}
 	var few [1 << 13]uint64 // bits of the hashes, to pass over nearly all of the others quickly
@@ -457,7 +473,7 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths
 	for _, p := range gone {
 		was[p.Name()+"."+p.Arch] = append(was[p.Name()+"."+p.Arch], p)
 	}
-	opened := contents{gate: s, of: map[string]*content{}}
+	opened := contents{gate: s, of: map[string]content{}}
 	for _, pair := range pairs {
 		if len(out) == maxFindings {
 			break
@@ -466,7 +482,7 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, paths
 		if err != nil {
 			return nil, err
 		}
-		if path == "" || opened.collidedBefore(pair, path, was, fresh) {
+		if path == "" || opened.collidedBefore(pair, path, was, fresh) || !meet(is, pair) {
 			continue
 		}
 		out = append(out, Finding{Kind: "conflict", Package: pair[0].NEVRA, Tree: arch, Text: fmt.Sprintf("%s and %s both have %s, and not the same", pair[0].NEVRA, pair[1].NEVRA, path)})
@@ -508,21 +524,18 @@ func eachPath(b []byte, fn func(member int, hash uint32)) error {
 }
 
 // content is what a package has, as its header tells.
-type content struct {
-	header rpm.Header
-	files  map[string]rpm.File
-}
+type content map[string]rpm.File
 
 // contents is packages that were read for one judgment.
 type contents struct {
 	gate *Gate
-	of   map[string]*content // by header
+	of   map[string]content // by header
 }
 
 // keptContents bounds how many packages are held in memory at a time.
 const keptContents = 512
 
-func (c *contents) read(p set.Package) (*content, error) {
+func (c *contents) read(p set.Package) (content, error) {
 	if had, ok := c.of[p.Header]; ok {
 		return had, nil
 	}
@@ -537,9 +550,9 @@ func (c *contents) read(p set.Package) (*content, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &content{q.Header, make(map[string]rpm.File, len(list))}
+	out := make(content, len(list))
 	for _, f := range list {
-		out.files[f.Path] = f
+		out[f.Path] = f
 	}
 	if len(c.of) >= keptContents {
 		clear(c.of)
@@ -550,8 +563,7 @@ func (c *contents) read(p set.Package) (*content, error) {
 
 // collide finds a path that two packages both have and of which rpm would say that it conflicts,
 // or "" (rpm's lib/transaction.c, handleInstInstalledFile and handleOverlappedFiles): what is the
-// same may be shared, of two binaries of different word sizes one is taken, and packages that
-// exclude each other never meet.
+// same may be shared, and of two binaries of different word sizes one is taken.
 func (c *contents) collide(a, b set.Package) (string, error) {
 	if a.Core == "" || b.Core == "" {
 		return "", nil // its own finding
@@ -565,8 +577,8 @@ func (c *contents) collide(a, b set.Package) (string, error) {
 		return "", err
 	}
 	first := ""
-	for path, f := range x.files {
-		g, both := y.files[path]
+	for path, f := range x {
+		g, both := y[path]
 		switch {
 		case !both, f.IsDir() && g.IsDir(), (f.Flags|g.Flags)&rpm.FileGhost != 0:
 		case f.Mode == g.Mode && f.Digest == g.Digest && f.Linkto == g.Linkto:
@@ -575,23 +587,14 @@ func (c *contents) collide(a, b set.Package) (string, error) {
 			first = path
 		}
 	}
-	if first != "" && (excludes(x.header, y.header) || excludes(y.header, x.header)) {
-		return "", nil
-	}
 	return first, nil
 }
 
-// excludes tells whether a conflicts with something that b provides, or obsoletes it.
-func excludes(a, b rpm.Header) bool {
-	n := b.NEVRA()
-	self := rpm.Dep{Name: n.Name, Flags: rpm.SenseEqual, EVR: n.EVR()}
-	provided := append(b.DepList(rpm.Provides), self)
-	for _, c := range a.DepList(rpm.Conflicts) {
-		if slices.ContainsFunc(provided, func(p rpm.Dep) bool { return rpm.Satisfies(p, c) }) {
-			return true
-		}
-	}
-	return slices.ContainsFunc(a.DepList(rpm.Obsoletes), func(o rpm.Dep) bool { return rpm.Satisfies(self, o) })
+// meet tells whether two packages can be installed together.
+func meet(u *solve.Universe, pair [2]set.Package) bool {
+	a, aerr := rpm.ParseNEVRA(pair[0].NEVRA)
+	b, berr := rpm.ParseNEVRA(pair[1].NEVRA)
+	return aerr != nil || berr != nil || u.Together(a, b)
 }
 
 // collidedBefore tells whether the versions of before had the same conflict: a move is not to
