@@ -193,17 +193,21 @@ func (s *Store) Follow(ctx context.Context, name, known string, wait time.Durati
 	defer timer.Stop()
 	for {
 		changed := s.DB.Changed()
-		st, err := s.State(ctx, name)
-		if err != nil || st.Snapshot != known {
-			return st, err
+		c, err := s.Channel(ctx, name, "")
+		if err != nil {
+			return wire.State{}, err
+		}
+		if c.Snapshot != known {
+			return s.State(ctx, name)
 		}
 		poll := time.NewTimer(time.Second) // another server of the same database may have moved it
 		select {
 		case <-ctx.Done():
-			return st, ctx.Err()
+			poll.Stop()
+			return wire.State{}, ctx.Err()
 		case <-timer.C:
 			poll.Stop()
-			return st, nil
+			return s.State(ctx, name)
 		case <-changed:
 		case <-poll.C:
 		}

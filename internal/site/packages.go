@@ -49,10 +49,10 @@ type flight struct {
 const hold = 64 << 10
 
 // came tells how far the flight is, and what to wait for when that is not enough.
-func (f *flight) came() (n int64, ended bool, err error, wake <-chan struct{}) { //nolint:revive // err is not of the call
+func (f *flight) came() (n int64, ended bool, wake <-chan struct{}, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.n, f.ended, f.err, f.wake
+	return f.n, f.ended, f.wake, f.err
 }
 
 func (f *flight) tell(n int64, ended bool, err error) {
@@ -67,7 +67,7 @@ func (f *flight) tell(n int64, ended bool, err error) {
 // landed is what the flight came to.
 func (f *flight) landed(ctx context.Context) error {
 	for {
-		_, ended, err, wake := f.came()
+		_, ended, wake, err := f.came()
 		if ended {
 			return err
 		}
@@ -200,7 +200,7 @@ func (s *Site) part(ctx context.Context, f *flight, path string, h hash.Hash) er
 	defer cancel()
 	stall := time.AfterFunc(patience, cancel)
 	defer stall.Stop()
-	off, _, _, _ := f.came() //nolint:dogsled // nobody else writes
+	off, _, _, _ := f.came() //nolint:errcheck // it is under way
 	body, err := s.from(ctx, path, f.item, off)
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (s *Site) pass(w http.ResponseWriter, r *http.Request, f *flight, path stri
 	}
 	rc := http.NewResponseController(w)
 	for {
-		n, ended, ferr, wake := f.came()
+		n, ended, wake, ferr := f.came()
 		ready := n
 		if !ended || ferr != nil {
 			ready = min(n, f.size-hold)
