@@ -285,6 +285,7 @@ type serverVerb struct {
 	Cert      string   `help:"Certificate file." type:"existingfile"`
 	Key       string   `help:"Key file of the certificate." type:"existingfile"`
 	Name      []string `help:"A name or address that the made certificate is for. Repeatable."`
+	Import    []string `help:"Directory below which mirrors may copy from. Repeatable." type:"path"`
 	NoBuilder bool     `help:"Start no local builder."`
 	NoSigner  bool     `help:"Start no local signer."`
 	Debug     bool     `help:"Log more."`
@@ -311,6 +312,7 @@ func (v serverVerb) config() (c Config, err error) {
 	c.NoBuilder = c.NoBuilder || v.NoBuilder
 	c.NoSigner = c.NoSigner || v.NoSigner
 	c.Names = append(c.Names, v.Name...)
+	c.Imports = append(c.Imports, v.Import...)
 	return c, nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"drover/internal/prov"
 	"drover/internal/release"
 	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
 	"drover/internal/repo/routes"
 	"drover/internal/sign"
 	"drover/internal/web"
@@ -54,6 +55,9 @@ type Config struct {
 	// Names are the host names and addresses that the made certificate is for, beside the
 	// host's own name and loopback.
 	Names []string `yaml:"names"`
+	// Imports are directories below which mirrors may copy from. Without them mirrors copy from
+	// other servers only.
+	Imports []string `yaml:"imports"`
 	// NoBuilder keeps the server from starting a builder beside itself.
 	NoBuilder bool `yaml:"no_builder"`
 	// NoSigner keeps the server from starting a signer beside itself.
@@ -72,6 +76,7 @@ type Server struct {
 	Release *release.Store
 	Sign    *sign.Store
 	Repo    *repo.Store
+	Mirrors *mirrors.Store
 	Prov    *prov.Store
 	Web     *web.Server
 	URL     string   // where it is served
@@ -118,7 +123,8 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	s.Release = release.New(s.DB)
 	s.Build = build.New(build.Config{DB: s.DB, Blobs: s.Blobs, Git: s.Git, Tags: s.Release, Roots: roots{s}, Dir: filepath.Join(s.Config.Dir, "build"), Log: log})
 	s.Sign = sign.New(s.DB, log)
-	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, HTTP: repo.Client(), Dir: filepath.Join(s.Config.Dir, "incoming"), Log: log})
+	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, Dir: filepath.Join(s.Config.Dir, "incoming"), Log: log})
+	s.Mirrors = mirrors.New(mirrors.Setup{Repo: s.Repo, Secrets: filepath.Join(s.Config.Dir, "secrets"), Imports: s.Config.Imports})
 	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
 	s.routes()
@@ -216,7 +222,7 @@ func (s *Server) routes() {
 	s.Build.Routes(s.Web)
 	s.Release.Routes(s.Web, s.Build)
 	s.Sign.Routes(s.Web)
-	routes.Add(s.Web, s.Repo)
+	routes.Add(s.Web, s.Repo, s.Mirrors)
 	s.Prov.Routes(s.Web)
 	s.auditBlobs()
 	s.overview()
@@ -284,6 +290,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	loop("leases", s.Build.Run)
 	loop("publishing", s.Repo.Run)
+	loop("mirrors", s.Mirrors.Run)
 	loop("attestations", s.Prov.Run)
 	loop("uploads", s.sweepUploads)
 	children, err := s.children(lctx)

@@ -31,8 +31,9 @@ import (
 	"drover/internal/fault"
 	"drover/internal/prov"
 	"drover/internal/release"
-	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
 	"drover/internal/repo/repotest"
+	"drover/internal/repo/upstream"
 	"drover/internal/sign/wire"
 	"drover/internal/web"
 )
@@ -358,8 +359,8 @@ func TestWhy(t *testing.T) {
 		h.Tag(release.Tag{Name: "stream", Key: "first"})
 		b := h.Submit("stream", srpm, rpms...)
 		c := h.Published("stream")
-		h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: ts, Arch: "x86_64"}))
-		_, err := h.Repo.Sync(h.System, "up", nil)
+		h.OK(h.Mirrors.Set(h.System, mirrors.Mirror{Name: "up", Config: mirrors.Config{Source: upstream.Source{URL: ts}, Arch: "x86_64"}}))
+		_, err := h.Mirrors.Sync(h.System, "up", nil)
 		h.OK(err)
 		statement(t, h, b.ID)
 

@@ -15,6 +15,7 @@ import (
 	"drover/internal/fault"
 	"drover/internal/repo/gate"
 	"drover/internal/repo/set"
+	"drover/internal/repo/wire"
 	"drover/internal/rpm"
 )
 
@@ -124,6 +125,9 @@ func (s *Store) move(tx *db.Tx, channel string, sn Snapshot, kind, reason string
 			Fix("sign the tag that it comes from, or follow it by another channel")
 	}
 	if err := checkFreeze(tx, channel); err != nil {
+		return err
+	}
+	if err := s.complete(tx, sn.ID); err != nil {
 		return err
 	}
 	data := map[string]string{"snapshot": sn.ID, "was": had.Snapshot}
@@ -631,7 +635,11 @@ func (s *Store) makeHeld(ctx context.Context, p *Plan) error {
 			return err
 		}
 		part, _, _ := cutTree(t.name)
-		if err := s.signTrees(auth.AsSystem(ctx), t.key, part, []*tree{t}); err != nil {
+		own := wire.OwnKey(t.key)
+		if own == "" && like.sum(repomdFile+".asc") != "" {
+			return fault.Conflict("hold_unsigned", "a hold makes metadata of %s anew, which is signed by upstream and would not be signed then: hosts would refuse it", t.name).Fix("set its mirror with --regenerate and a --key of drover's, or hold the package back at the hosts")
+		}
+		if err := s.signTrees(auth.AsSystem(ctx), own, part, []*tree{t}); err != nil {
 			return err
 		}
 		t.seal()
@@ -707,6 +715,9 @@ func (s *Store) Promote(ctx context.Context, channel string, mv Move) (p Plan, e
 			return fault.Conflict("channel_moved", "%s was moved by somebody else meanwhile", channel).Fix("look at the plan again: `drover channel plan %s`", channel)
 		}
 		if err := checkFreeze(tx, channel); err != nil {
+			return err
+		}
+		if err := s.completeTrees(tx, p.trees); err != nil { // a force does not bring what is not here
 			return err
 		}
 		data := map[string]any{"snapshot": p.Snapshot, "was": p.Was, "from": p.From, "gate": p.Gate.Summary()}

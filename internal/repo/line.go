@@ -96,10 +96,8 @@ func (s *Store) SetLine(ctx context.Context, l Line) error {
 
 // partOf makes sure that a line may have a part: the channel of a tag or mirror.
 func (s *Store) partOf(tx *db.Tx, name string) (kind string, err error) {
-	if _, err := getMirror(tx, name); err == nil {
-		return "mirror", nil
-	} else if fault.Code(err) != "mirror_unknown" {
-		return "", err
+	if mirror, err := isMirror(tx, name); err != nil || mirror {
+		return "mirror", err
 	}
 	if _, err := s.Release.At(tx, name, event.Now); err == nil {
 		return "tag", nil

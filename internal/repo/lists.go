@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"drover/internal/blob"
@@ -129,11 +130,13 @@ func (s *Store) lead(w *serving.Meter, r *http.Request, name, ext string) error 
 	}
 	keys := map[string]string{}
 	for _, t := range st.Trees {
-		if t.Key == "" || keys[t.Key] != "" {
-			continue
-		}
-		if keys[t.Key], err = s.Signer.Public(r.Context(), t.Key); err != nil {
-			return err
+		for _, k := range strings.Fields(wire.JoinKeys(t.Pins, t.Key)) {
+			if keys[k] != "" {
+				continue
+			}
+			if keys[k], err = s.publicKeys(r.Context(), k); err != nil {
+				return err
+			}
 		}
 	}
 	b, err := wire.ReleasePackage(base, st, keys)
@@ -174,7 +177,7 @@ func (s *Store) State(ctx context.Context, name string) (st wire.State, err erro
 		ts, err := s.treesOfSnapshot(tx, c.Snapshot)
 		st = wire.State{Channel: c.Name, Snapshot: c.Snapshot, Since: c.Since, Trees: []wire.Tree{}}
 		for _, t := range ts {
-			st.Trees = append(st.Trees, wire.Tree{Name: t.name, Key: t.key, ID: t.id})
+			st.Trees = append(st.Trees, wire.Tree{Name: t.name, Key: wire.OwnKey(t.key), Pins: wire.Pins(t.key), Signed: t.sum(repomdFile+".asc") != "", ID: wire.TreeID(t.sum(repomdFile), t.sum(repomdFile+".asc"))})
 		}
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,12 +23,13 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/release"
-	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
 	"drover/internal/repo/repotest"
+	"drover/internal/repo/upstream"
 )
 
-// upstream is a repository on the disk with a server that counts requests and may misbehave.
-type upstream struct {
+// origin is a repository on the disk with a server that counts requests and may misbehave.
+type origin struct {
 	dir string
 	url string
 
@@ -36,9 +38,9 @@ type upstream struct {
 	answer func(w http.ResponseWriter, r *http.Request) bool // true: it answered
 }
 
-func newUpstream(t *testing.T, files ...string) *upstream {
+func newUpstream(t *testing.T, files ...string) *origin {
 	t.Helper()
-	u := &upstream{dir: t.TempDir(), seen: map[string]int{}}
+	u := &origin{dir: t.TempDir(), seen: map[string]int{}}
 	u.put(t, files...)
 	fsrv := http.FileServer(http.Dir(u.dir))
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -56,7 +58,7 @@ func newUpstream(t *testing.T, files ...string) *upstream {
 }
 
 // put adds packages and writes the metadata anew.
-func (u *upstream) put(t *testing.T, files ...string) {
+func (u *origin) put(t *testing.T, files ...string) {
 	t.Helper()
 	for _, f := range files {
 		must(t, nil, "cp", f, u.dir)
@@ -64,14 +66,14 @@ func (u *upstream) put(t *testing.T, files ...string) {
 	must(t, nil, "createrepo_c", "-q", "--no-database", "--general-compress-type=gz", u.dir)
 }
 
-func (u *upstream) behave(fn func(w http.ResponseWriter, r *http.Request) bool) {
+func (u *origin) behave(fn func(w http.ResponseWriter, r *http.Request) bool) {
 	u.mu.Lock()
 	u.answer = fn
 	u.mu.Unlock()
 }
 
 // requests tells how often paths with a suffix were asked for since the last call.
-func (u *upstream) requests(suffix string) (n int) {
+func (u *origin) requests(suffix string) (n int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for p, k := range u.seen {
@@ -83,7 +85,7 @@ func (u *upstream) requests(suffix string) (n int) {
 	return n
 }
 
-func (u *upstream) edit(t *testing.T, file string, fn func([]byte) []byte) {
+func (u *origin) edit(t *testing.T, file string, fn func([]byte) []byte) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(u.dir, file))
 	if err != nil || len(names) != 1 {
@@ -111,10 +113,11 @@ func blobs(t *testing.T, h *repotest.House) (n int) {
 	return len(m)
 }
 
-func leftovers(t *testing.T, h *repotest.House) {
+// leftovers finds what a sync should have taken away; parts of files stay when it failed.
+func leftovers(t *testing.T, h *repotest.House, failed bool) {
 	t.Helper()
-	for _, dir := range []string{"incoming", "blobs/staging"} {
-		if m, err := filepath.Glob(filepath.Join(h.Dir, dir, "*")); err != nil || len(m) > 0 {
+	for _, dir := range []string{"incoming/fetch", "blobs/staging"} {
+		if m, err := filepath.Glob(filepath.Join(h.Dir, dir, "*")); err != nil || len(m) > 0 && !(failed && dir == "incoming/fetch") {
 			t.Errorf("left over: %v %v", m, err)
 		}
 	}
@@ -123,10 +126,10 @@ func leftovers(t *testing.T, h *repotest.House) {
 func TestMirror(t *testing.T) {
 	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
 		h, u := repotest.New(t, d), newUpstream(t, real(t)...)
-		h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: u.url, Arch: "x86_64"}))
-		h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: u.url, Arch: "x86_64"}))
-		var last repo.Progress
-		id, err := h.Repo.Sync(h.System, "up", func(p repo.Progress) { last = p })
+		h.OK(h.Mirrors.Set(h.System, mirrorOf("up", u.url, "x86_64")))
+		h.OK(h.Mirrors.Set(h.System, mirrorOf("up", u.url, "x86_64")))
+		var last mirrors.Progress
+		id, err := h.Mirrors.Sync(h.System, "up", func(p mirrors.Progress) { last = p })
 		h.OK(err)
 		if last.Packages != 3 || last.Done != 3 || last.Bytes == 0 {
 			t.Errorf("progress: %+v", last)
@@ -143,22 +146,22 @@ func TestMirror(t *testing.T) {
 		if out, err := dnf(t, string(repoFile), root, "rpm-hardlinks"); err != nil {
 			t.Errorf("dnf: %v\n%s", err, out)
 		}
-		leftovers(t, h)
+		leftovers(t, h, false)
 
-		// Unchanged, it costs two small requests, and nothing here.
+		// Unchanged, it costs one request, and nothing here.
 		u.requests("")
 		before, files := h.Events(), blobs(t, h)
-		again, err := h.Repo.Sync(h.System, "up", nil)
+		again, err := h.Mirrors.Sync(h.System, "up", nil)
 		if err != nil || again != id || h.Events() != before || blobs(t, h) != files {
 			t.Errorf("unchanged: %.12s is now %.12s, %d new events, %v", id, again, h.Events()-before, err)
 		}
-		if n := u.requests(""); n != 2 {
+		if n := u.requests(""); n != 1 {
 			t.Errorf("unchanged: %d requests", n)
 		}
 
 		// One package more: one more is fetched.
 		u.put(t, repotest.Data(t, "rpm-empty-0-0.x86_64.rpm"))
-		next, err := h.Repo.Sync(h.System, "up", nil)
+		next, err := h.Mirrors.Sync(h.System, "up", nil)
 		if err != nil || next == id {
 			t.Fatalf("changed: %v %v", next, err)
 		}
@@ -166,7 +169,7 @@ func TestMirror(t *testing.T) {
 			t.Errorf("for one new package %d were fetched", n)
 		}
 		copyTree(t, base, t.TempDir()) // the old snapshot still stands
-		ms, err := h.Repo.Mirrors(h.System)
+		ms, err := h.Mirrors.List(h.System)
 		if err != nil || len(ms) != 1 || ms[0].Outcome != "ok" || ms[0].Synced.IsZero() {
 			t.Errorf("mirrors: %+v %v", ms, err)
 		}
@@ -183,7 +186,7 @@ func TestMirror(t *testing.T) {
 		if err := h.Release.SetTag(h.System, release.Tag{Name: "tag", Arches: []string{"x86_64"}}); err != nil {
 			t.Error(err)
 		}
-		if err := h.Repo.SetMirror(h.System, repo.Mirror{Name: "tag", URL: u.url, Arch: "x86_64"}); fault.Code(err) != "channel_taken" {
+		if err := h.Mirrors.Set(h.System, mirrorOf("tag", u.url, "x86_64")); fault.Code(err) != "channel_taken" {
 			t.Errorf("a mirror named as a tag: %v", err)
 		}
 		h.OK(h.Release.SetTag(h.System, release.Tag{Name: "up", Arches: []string{"x86_64"}}))
@@ -196,13 +199,13 @@ func TestMirror(t *testing.T) {
 		if c, err := h.Repo.Channel(h.System, "up", ""); err != nil || c.Snapshot != next {
 			t.Errorf("the mirror's channel was moved: %+v %v", c, err)
 		}
-		for _, bad := range []repo.Mirror{{Name: "a", URL: "ftp://x/", Arch: "x86_64"}, {Name: "a", URL: "file:///etc/", Arch: "x86_64"}, {Name: "a", URL: "http://u:p@x/", Arch: "x86_64"}, {Name: "a", URL: "http://x/?q", Arch: "x86_64"},
-			{Name: "../a", URL: u.url, Arch: "x86_64"}, {Name: "a", URL: u.url, Arch: "../x"}, {Name: "a", URL: "http://x/" + strings.Repeat("x", 1000), Arch: "x86_64"}} {
-			if err := h.Repo.SetMirror(h.System, bad); fault.As(err) == nil || fault.As(err).Kind != fault.KindInvalid {
+		for _, bad := range []mirrors.Mirror{mirrorOf("a", "ftp://x/", "x86_64"), mirrorOf("a", "file:///etc/", "x86_64"), mirrorOf("a", "http://u:p@x/", "x86_64"), mirrorOf("a", "http://x/?q", "x86_64"),
+			mirrorOf("../a", u.url, "x86_64"), mirrorOf("a", u.url, "../x"), mirrorOf("a", "http://x/"+strings.Repeat("x", 1000), "x86_64")} {
+			if err := h.Mirrors.Set(h.System, bad); fault.As(err) == nil || fault.As(err).Kind != fault.KindInvalid {
 				t.Errorf("%+v: %v", bad, err)
 			}
 		}
-		if _, err := h.Repo.Sync(h.System, "none", nil); fault.Code(err) != "mirror_unknown" {
+		if _, err := h.Mirrors.Sync(h.System, "none", nil); fault.Code(err) != "mirror_unknown" {
 			t.Errorf("unknown mirror: %v", err)
 		}
 	})
@@ -211,27 +214,27 @@ func TestMirror(t *testing.T) {
 // Whatever is wrong upstream, no channel appears, and the reason is on record.
 func TestMirrorRefuses(t *testing.T) {
 	cases := map[string]struct {
-		spoil func(t *testing.T, u *upstream)
+		spoil func(t *testing.T, u *origin)
 		code  string
 	}{
-		"a changed package": {func(t *testing.T, u *upstream) {
+		"a changed package": {func(t *testing.T, u *origin) {
 			u.edit(t, "rpm-hardlinks*", func(b []byte) []byte { b[len(b)-1] ^= 1; return b })
 		}, "mirror_moved"},
-		"a cut package": {func(t *testing.T, u *upstream) {
+		"a cut package": {func(t *testing.T, u *origin) {
 			u.edit(t, "rpm-hardlinks*", func(b []byte) []byte { return b[:len(b)-1] })
 		}, "mirror_moved"},
-		"a longer package": {func(t *testing.T, u *upstream) {
+		"a longer package": {func(t *testing.T, u *origin) {
 			u.edit(t, "rpm-hardlinks*", func(b []byte) []byte { return append(b, 0) })
 		}, "mirror_moved"},
-		"a missing package": {func(t *testing.T, u *upstream) {
+		"a missing package": {func(t *testing.T, u *origin) {
 			if err := os.Remove(filepath.Join(u.dir, "rpm-hardlinks-1.0-1.noarch.rpm")); err != nil {
 				t.Fatal(err)
 			}
 		}, "mirror_moved"},
-		"a package under another's name": {func(t *testing.T, u *upstream) {
+		"a package under another's name": {func(t *testing.T, u *origin) {
 			u.repack(t, func(p string) string { return strings.Replace(p, "<name>rpm-hardlinks</name>", "<name>bash</name>", 1) })
 		}, "mirror_lie"},
-		"an rpm that is none": {func(t *testing.T, u *upstream) {
+		"an rpm that is none": {func(t *testing.T, u *origin) {
 			f := filepath.Join(u.dir, "rpm-hardlinks-1.0-1.noarch.rpm")
 			was, err := os.ReadFile(f)
 			if err != nil {
@@ -246,48 +249,48 @@ func TestMirrorRefuses(t *testing.T) {
 				return strings.Replace(p, fmt.Sprintf(`package="%d"`, len(was)), fmt.Sprintf(`package="%d"`, len(junk)), 1)
 			})
 		}, "rpm_header"},
-		"a path that leads out": {func(t *testing.T, u *upstream) {
+		"a path that leads out": {func(t *testing.T, u *origin) {
 			u.repack(t, func(p string) string { return strings.Replace(p, `href="rpm-hard`, `href="../../etc/rpm-hard`, 1) })
 		}, "repodata_location"},
-		"an absolute path": {func(t *testing.T, u *upstream) {
+		"an absolute path": {func(t *testing.T, u *origin) {
 			u.repack(t, func(p string) string {
 				return strings.Replace(p, `href="rpm-hard`, `href="http://127.0.0.1:1/rpm-hard`, 1)
 			})
 		}, "repodata_location"},
-		"metadata that leads out": {func(t *testing.T, u *upstream) {
+		"metadata that leads out": {func(t *testing.T, u *origin) {
 			u.edit(t, "repodata/repomd.xml", func(b []byte) []byte {
 				return bytes.Replace(b, []byte(`href="repodata/`), []byte(`href="../repodata/`), 1)
 			})
 		}, "repodata_location"},
-		"changed metadata": {func(t *testing.T, u *upstream) {
+		"changed metadata": {func(t *testing.T, u *origin) {
 			u.edit(t, "repodata/*-filelists.xml.gz", func(b []byte) []byte { b[len(b)-1] ^= 1; return b })
 		}, "mirror_moved"},
-		"metadata that unpacks to something else": {func(t *testing.T, u *upstream) {
+		"metadata that unpacks to something else": {func(t *testing.T, u *origin) {
 			u.edit(t, "repodata/repomd.xml", func(b []byte) []byte {
 				re := regexp.MustCompile(`<open-checksum type="sha256">[0-9a-f]{64}`)
 				return re.ReplaceAll(b, []byte(`<open-checksum type="sha256">`+strings.Repeat("0", 64)))
 			})
 		}, "mirror_moved"},
-		"huge metadata": {func(t *testing.T, u *upstream) {
+		"huge metadata": {func(t *testing.T, u *origin) {
 			u.edit(t, "repodata/repomd.xml", func(b []byte) []byte {
 				return regexp.MustCompile(`<size>\d+`).ReplaceAll(b, []byte(`<size>99999999999`))
 			})
 		}, "mirror_size"},
-		"a huge package": {func(t *testing.T, u *upstream) {
+		"a huge package": {func(t *testing.T, u *origin) {
 			u.repack(t, func(p string) string {
 				return regexp.MustCompile(`package="\d+"`).ReplaceAllString(p, `package="999999999999999"`)
 			})
 		}, "mirror_size"},
-		"the same package twice": {func(t *testing.T, u *upstream) {
+		"the same package twice": {func(t *testing.T, u *origin) {
 			u.repack(t, func(p string) string {
 				i, j := strings.Index(p, "<package "), strings.Index(p, "</package>")+10
 				return p[:j] + p[i:j] + p[j:]
 			})
 		}, "mirror_twice"},
-		"no repomd.xml":   {func(t *testing.T, u *upstream) { u.behave(status(404)) }, "mirror_missing"},
-		"a broken server": {func(t *testing.T, u *upstream) { u.behave(status(500)) }, "mirror_away"},
-		"a closed server": {func(t *testing.T, u *upstream) { u.behave(status(403)) }, "mirror_denied"},
-		"a repomd.xml without end": {func(t *testing.T, u *upstream) {
+		"no repomd.xml":   {func(t *testing.T, u *origin) { u.behave(status(404)) }, "fetch_missing"},
+		"a broken server": {func(t *testing.T, u *origin) { u.behave(status(500)) }, "fetch_away"},
+		"a closed server": {func(t *testing.T, u *origin) { u.behave(status(403)) }, "fetch_denied"},
+		"a repomd.xml without end": {func(t *testing.T, u *origin) {
 			u.behave(func(w http.ResponseWriter, r *http.Request) bool {
 				for range 3 << 10 {
 					if _, err := w.Write(bytes.Repeat([]byte("<repomd>"), 128)); err != nil {
@@ -296,30 +299,35 @@ func TestMirrorRefuses(t *testing.T) {
 				}
 				return true
 			})
-		}, "mirror_size"},
-		"a redirect to a file": {func(t *testing.T, u *upstream) {
+		}, "fetch_size"},
+		"a redirect to a file": {func(t *testing.T, u *origin) {
 			u.behave(func(w http.ResponseWriter, r *http.Request) bool {
 				http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
 				return true
 			})
-		}, "mirror_away"},
-		"redirects without end": {func(t *testing.T, u *upstream) {
+		}, "fetch_refused"},
+		"redirects without end": {func(t *testing.T, u *origin) {
 			u.behave(func(w http.ResponseWriter, r *http.Request) bool {
 				http.Redirect(w, r, r.URL.Path, http.StatusFound)
 				return true
 			})
-		}, "mirror_away"},
-		"a connection that is cut": {func(t *testing.T, u *upstream) {
+		}, "fetch_refused"},
+		"a connection that is cut": {func(t *testing.T, u *origin) {
 			u.behave(func(w http.ResponseWriter, r *http.Request) bool {
 				if strings.HasSuffix(r.URL.Path, ".rpm") {
-					w.Header().Set("Content-Length", "100000")
+					info, err := os.Stat(filepath.Join(u.dir, r.URL.Path))
+					if err != nil {
+						t.Error(err)
+						return false
+					}
+					w.Header().Set("Content-Length", strconv.FormatInt(info.Size(), 10))
 					_, _ = w.Write([]byte("\xed\xab\xee\xdb"))
 					_ = http.NewResponseController(w).Flush()
 					panic(http.ErrAbortHandler)
 				}
 				return false
 			})
-		}, "mirror_cut"},
+		}, "fetch_away"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -327,8 +335,8 @@ func TestMirrorRefuses(t *testing.T) {
 			d := dbtest.SQLite(t, repotest.Schemas()...)
 			h, u := repotest.New(t, d), newUpstream(t, real(t)...)
 			c.spoil(t, u)
-			h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: u.url, Arch: "x86_64"}))
-			if _, err := h.Repo.Sync(h.System, "up", nil); fault.Code(err) != c.code {
+			h.OK(h.Mirrors.Set(h.System, mirrorOf("up", u.url, "x86_64")))
+			if _, err := h.Mirrors.Sync(h.System, "up", nil); fault.Code(err) != c.code {
 				t.Errorf("%v, want %s", err, c.code)
 			}
 			if _, err := h.Repo.Channel(h.System, "up", ""); fault.Code(err) != "channel_unknown" {
@@ -341,9 +349,14 @@ func TestMirrorRefuses(t *testing.T) {
 				}
 				return err
 			}))
-			leftovers(t, h)
+			leftovers(t, h, true)
 		})
 	}
+}
+
+// mirrorOf is a mirror of an address.
+func mirrorOf(name, url, arch string) mirrors.Mirror {
+	return mirrors.Mirror{Name: name, Config: mirrors.Config{Source: upstream.Source{URL: url}, Arch: arch}}
 }
 
 func status(code int) func(http.ResponseWriter, *http.Request) bool {
@@ -351,7 +364,7 @@ func status(code int) func(http.ResponseWriter, *http.Request) bool {
 }
 
 // repack changes primary.xml and gives repomd.xml the new checksums.
-func (u *upstream) repack(t *testing.T, fn func(string) string) {
+func (u *origin) repack(t *testing.T, fn func(string) string) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(u.dir, "repodata/*-primary.xml.gz"))
 	if err != nil || len(names) != 1 {
@@ -374,7 +387,7 @@ func TestMirrorOfAMovingUpstream(t *testing.T) {
 	u := newUpstream(t, real(t)...)
 	d := dbtest.SQLite(t, repotest.Schemas()...)
 	h := repotest.New(t, d)
-	h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: u.url, Arch: "x86_64"}))
+	h.OK(h.Mirrors.Set(h.System, mirrorOf("up", u.url, "x86_64")))
 	var once sync.Once
 	u.behave(func(_ http.ResponseWriter, r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, ".rpm") {
@@ -387,7 +400,7 @@ func TestMirrorOfAMovingUpstream(t *testing.T) {
 		}
 		return false
 	})
-	id, err := h.Repo.Sync(h.System, "up", nil)
+	id, err := h.Mirrors.Sync(h.System, "up", nil)
 	h.OK(err)
 	dir := t.TempDir()
 	copyTree(t, h.URL+"/snapshots/"+id+"/x86_64/", dir)
@@ -399,7 +412,7 @@ func TestMirrorGoesOn(t *testing.T) {
 	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
 		u := newUpstream(t, real(t)...)
 		h := repotest.New(t, d)
-		h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "up", URL: u.url, Arch: "x86_64"}))
+		h.OK(h.Mirrors.Set(h.System, mirrorOf("up", u.url, "x86_64")))
 		ctx, cancel := context.WithCancel(h.System)
 		hold := make(chan struct{})
 		u.behave(func(_ http.ResponseWriter, r *http.Request) bool {
@@ -419,7 +432,7 @@ func TestMirrorGoesOn(t *testing.T) {
 				time.Sleep(5 * time.Millisecond)
 			}
 		}()
-		if _, err := h.Repo.Sync(ctx, "up", nil); err == nil {
+		if _, err := h.Mirrors.Sync(ctx, "up", nil); err == nil {
 			t.Fatal("it was not cut off")
 		}
 		if _, err := h.Repo.Channel(h.System, "up", ""); fault.Code(err) != "channel_unknown" {
@@ -429,13 +442,13 @@ func TestMirrorGoesOn(t *testing.T) {
 		// Two at once: one of them works, the other says so.
 		u.behave(func(_ http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, ".rpm") {
-				if _, err := h.Repo.Sync(h.System, "up", nil); fault.Code(err) != "mirror_busy" {
+				if _, err := h.Mirrors.Sync(h.System, "up", nil); fault.Code(err) != "mirror_busy" {
 					t.Errorf("a second sync: %v", err)
 				}
 			}
 			return false
 		})
-		_, err := h.Repo.Sync(h.System, "up", nil)
+		_, err := h.Mirrors.Sync(h.System, "up", nil)
 		h.OK(err)
 		if n := u.requests(".rpm"); n != 1 {
 			t.Errorf("%d packages were fetched again", n-1)
@@ -443,7 +456,7 @@ func TestMirrorGoesOn(t *testing.T) {
 		if n := u.requests(".gz"); n != 0 {
 			t.Errorf("%d metadata files were fetched again", n)
 		}
-		leftovers(t, h)
+		leftovers(t, h, false)
 	})
 }
 
@@ -452,8 +465,8 @@ func TestMirrorBySHA1(t *testing.T) {
 	u := newUpstream(t, real(t)...)
 	must(t, nil, "createrepo_c", "-q", "--no-database", "--general-compress-type=gz", "-s", "sha1", u.dir)
 	h := repotest.New(t, dbtest.SQLite(t, repotest.Schemas()...))
-	h.OK(h.Repo.SetMirror(h.System, repo.Mirror{Name: "old", URL: strings.TrimSuffix(u.url, "/"), Arch: "x86_64"}))
-	id, err := h.Repo.Sync(h.System, "old", nil)
+	h.OK(h.Mirrors.Set(h.System, mirrorOf("old", strings.TrimSuffix(u.url, "/"), "x86_64")))
+	id, err := h.Mirrors.Sync(h.System, "old", nil)
 	h.OK(err)
 	b, err := os.ReadFile(filepath.Join(u.dir, "rpm-hardlinks-1.0-1.noarch.rpm"))
 	h.OK(err)
@@ -470,8 +483,8 @@ func TestRightsOfRepo(t *testing.T) {
 	h := repotest.New(t, dbtest.SQLite(t, repotest.Schemas()...))
 	for _, a := range []auth.Actor{{}, {Kind: auth.Person, Name: "p", Role: "packager"}, {Kind: auth.Builder, Name: "b", Role: "builder"}, {Kind: auth.Signer, Name: "s", Role: "signer"}} {
 		ctx := auth.With(t.Context(), a)
-		_, serr := h.Repo.Sync(ctx, "x", nil)
-		for what, err := range map[string]error{"mirror": h.Repo.SetMirror(ctx, repo.Mirror{Name: "x", URL: "http://x/", Arch: "x86_64"}), "sync": serr, "channel": h.Repo.Point(ctx, "x", "01234567")} {
+		_, serr := h.Mirrors.Sync(ctx, "x", nil)
+		for what, err := range map[string]error{"mirror": h.Mirrors.Set(ctx, mirrorOf("x", "http://x/", "x86_64")), "sync": serr, "channel": h.Repo.Point(ctx, "x", "01234567")} {
 			if k := fault.As(err); k == nil || k.Kind != fault.KindDenied && k.Kind != fault.KindUnauthorized {
 				t.Errorf("%s by %s: %v", what, a, err)
 			}

@@ -44,7 +44,8 @@ type failure struct {
 	again time.Time
 }
 
-// Run publishes tags, moves the first stages of lines and keeps what was counted, until ctx ends.
+// Run publishes tags, moves the first stages of lines, and keeps what was counted, until
+// ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	ctx = auth.AsSystem(ctx)
 	var loops sync.WaitGroup
@@ -312,7 +313,7 @@ func (s *Store) signed(ctx context.Context, t change) ([]Package, error) {
 	}
 	return out, s.DB.Write(ctx, func(tx *db.Tx) error {
 		for n, i := range missing {
-			if err := s.keepPackage(tx, out[i], made[n]); err != nil {
+			if err := s.KeepPackage(tx, out[i], made[n]); err != nil {
 				return err
 			}
 		}

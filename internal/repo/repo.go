@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -51,6 +50,13 @@ type Signer interface {
 	Packets(ctx context.Context, rs []SignRequest) ([][]byte, error)
 }
 
+// Upstreams is what repo needs of mirrors: packages that are not here yet, and pinned keys by the
+// name that wire.PinnedKeys gives them.
+type Upstreams interface {
+	Fetch(ctx context.Context, pkgid string) error
+	Pinned(ctx context.Context, name string) (string, error)
+}
+
 // Config is what a Store needs.
 type Config struct {
 	DB      *db.DB
@@ -58,22 +64,20 @@ type Config struct {
 	Builds  *build.Store
 	Release *release.Store
 	Signer  Signer
-	HTTP    *http.Client // for mirrors
-	Dir     string       // for what is being fetched
+	Dir     string // for what is being fetched
 	Log     *slog.Logger
-	Retry   time.Duration // unit of the waits before a mirror's file is tried again; 0 means 200 ms
 }
 
 // Store keeps repositories.
 type Store struct {
 	Config
+	Mirrors Upstreams     // set before anything is served; nil without mirrors
 	packed  *zstd.Encoder // of values of rows
 	unpack  *zstd.Decoder
 	gate    *gate.Gate
 	counts  *serving.Census
-	making  singleflight.Group // files that are put together
-	mu      sync.Mutex         // guards what follows
-	syncing map[string]bool
+	making  singleflight.Group          // files that are put together
+	mu      sync.Mutex                  // guards what follows
 	hashed  map[string][3]checkpoints   // by the key of a tree
 	trees   map[string]tree             // by id
 	lists   map[string][]place          // by chunk
@@ -84,10 +88,7 @@ type Store struct {
 
 // New makes a Store.
 func New(c Config) *Store {
-	if c.Retry == 0 {
-		c.Retry = 200 * time.Millisecond
-	}
-	s := &Store{Config: c, syncing: map[string]bool{}, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s := &Store{Config: c, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants
@@ -126,18 +127,22 @@ func scanPackage(scan func(...any) error) (p Package, err error) {
 	return p, err
 }
 
-// keepPackage writes a package with what metadata says of it.
-func (s *Store) keepPackage(tx *db.Tx, p Package, t rpm.Template) error {
+// KeepPackage writes a package with what metadata says of it. One that was known by metadata only
+// is here from then on.
+func (s *Store) KeepPackage(tx *db.Tx, p Package, t rpm.Template) error {
 	if _, err := tx.Exec("INSERT INTO repo_entry (id, data) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", p.Entry, s.squeeze(t.Encode())); err != nil {
 		return err
 	}
-	_, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, source, key, head, core, size, header_start, header_end, mtime, built, entry, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (pkgid) DO NOTHING",
+	n, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, source, key, head, core, size, header_start, header_end, mtime, built, entry, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (pkgid) DO UPDATE SET header = excluded.header, core = excluded.core, header_start = excluded.header_start, header_end = excluded.header_end WHERE repo_package.core = '' AND excluded.core <> ''",
 		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Source, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, p.Mtime, p.Built, p.Entry, tx.Now())
+	if err == nil && n > 0 && p.Core != "" {
+		_, err = tx.Exec("DELETE FROM repo_absent WHERE pkgid = $1", p.PkgID)
+	}
 	return err
 }
 
-// entryID names a template: the same for all signatures of a package.
-func entryID(t rpm.Template) string {
+// EntryID names a template: the same for all signatures of a package.
+func EntryID(t rpm.Template) string {
 	h := sha256.Sum256(t.Encode())
 	return hex.EncodeToString(h[:])
 }
@@ -164,6 +169,11 @@ func (s *Store) open(head, core blob.Digest) (io.ReaderAt, int64, *blob.Blob, er
 		return nil, 0, nil, err
 	}
 	return rpm.Splice(h, c, c.Size()), int64(len(h)) + c.Size(), c, nil
+}
+
+// Open reads a package file. The caller closes the blob.
+func (s *Store) Open(p Package) (io.ReaderAt, int64, *blob.Blob, error) {
+	return s.open(p.Head, p.Core)
 }
 
 // describe reads the headers of a package and hashes the file.
@@ -194,7 +204,7 @@ func newPackage(q *rpm.Package, pkgid string, size int64) (Package, rpm.Template
 		source = q.Header.String(rpm.SourceRPM)
 	}
 	return Package{PkgID: pkgid, Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: set.SourceOf(n, source), Size: size,
-		Start: q.HeaderStart, End: q.HeaderEnd, Built: int64(q.Header.Int(rpm.BuildTime)), Entry: entryID(t)}, t
+		Start: q.HeaderStart, End: q.HeaderEnd, Built: int64(q.Header.Int(rpm.BuildTime)), Entry: EntryID(t)}, t
 }
 
 // Snapshot is an immutable set of packages with its metadata.
@@ -209,13 +219,13 @@ type Snapshot struct {
 	Since    int64     `json:"since"`
 }
 
-// snapshotID is the identity of a set of trees from one source. The signatures belong to it:
-// the same content signed with another key is another snapshot.
+// snapshotID is the identity of a set of trees from one source, which are sealed. The signatures
+// belong to it: the same content signed with another key is another snapshot.
 func snapshotID(kind, source string, ts []*tree) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s\n", kind, source)
 	for _, t := range ts {
-		fmt.Fprintf(h, "%s %s %s\n", t.name, t.sum(repomdFile), t.sum(repomdFile+".asc"))
+		fmt.Fprintf(h, "%s %s\n", t.name, t.id)
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -230,10 +240,10 @@ func (s *Store) commit(ctx context.Context, sn Snapshot, ts []*tree) error {
 			if err != nil || have >= sn.Cause {
 				return err
 			}
-			if _, err := getMirror(tx, sn.Source); err == nil {
-				return fault.Conflict("channel_taken", "the channel %s is that of a mirror; the tag of this name is not published", sn.Source).Fix("give the tag another name")
-			} else if fault.Code(err) != "mirror_unknown" {
+			if mirror, err := isMirror(tx, sn.Source); err != nil {
 				return err
+			} else if mirror {
+				return fault.Conflict("channel_taken", "the channel %s is that of a mirror; the tag of this name is not published", sn.Source).Fix("give the tag another name")
 			}
 		}
 		ev, err := event.Append(tx, "repo.publish", "channel/"+sn.Source, map[string]any{"snapshot": sn.ID, "kind": sn.Kind, "packages": sn.Packages, "cause": sn.Cause})

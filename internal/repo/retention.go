@@ -305,7 +305,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	if err := remove(chunks, &r.Chunks, "DELETE FROM repo_part WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
-	if err := remove(pkgs, &r.Packages, "DELETE FROM repo_location WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
+	if err := remove(pkgs, &r.Packages, "DELETE FROM repo_location WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_absent WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {

@@ -281,7 +281,11 @@ func (s *Store) serve(w *serving.Meter, r *http.Request, f what, fixed bool) err
 		h.Set("Cache-Control", "no-cache")
 	}
 	if f.pkg != nil {
-		file, size, c, err := s.open(f.pkg.Head, f.pkg.Core)
+		p, err := s.present(r.Context(), *f.pkg)
+		if err != nil {
+			return err
+		}
+		file, size, c, err := s.open(p.Head, p.Core)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -31,6 +32,9 @@ import (
 )
 
 const repomdFile = "repodata/repomd.xml"
+
+// maxMeta is the most bytes of a metadata file.
+const maxMeta = 512 << 20
 
 // form is how the metadata of a tree is written.
 type form struct {
@@ -106,7 +110,19 @@ func (t *tree) sum(path string) string {
 // seal gives the tree its id, which stands for every byte of it.
 func (t *tree) seal() {
 	t.id = wire.TreeID(t.sum(repomdFile), t.sum(repomdFile+".asc"))
+	h := sha256.New()
+	more, _ := fmt.Fprintf(h, "%s", wire.Pins(t.key))
 	slices.SortFunc(t.files, func(a, b file) int { return strings.Compare(a.Path, b.Path) })
+	for _, f := range t.files { // repomd.xml names no file of an installation tree, nor pinned keys
+		if !strings.HasPrefix(f.Path, "repodata/") {
+			n, _ := fmt.Fprintf(h, "\n%s %s", f.Path, f.Sum)
+			more += n
+		}
+	}
+	if more > 0 {
+		fmt.Fprintf(h, "\n%s", t.id)
+		t.id = hex.EncodeToString(h.Sum(nil))
+	}
 }
 
 // loading reads the members of chunks for edit, and keeps in mind which these were.

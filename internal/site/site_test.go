@@ -751,7 +751,7 @@ func TestMirrored(t *testing.T) {
 	up := httptest.NewServer(http.FileServer(http.Dir(dir)))
 	t.Cleanup(up.Close)
 	h.OK(h.Client.Call(t.Context(), "PUT", "/api/v1/mirrors/base", map[string]string{"url": up.URL, "arch": "x86_64"}, nil))
-	_, err := h.Repo.Sync(h.System, "base", nil)
+	_, err := h.Mirrors.Sync(h.System, "base", nil)
 	h.OK(err)
 	c, err := h.Repo.Channel(h.System, "base", "")
 	h.OK(err)

@@ -26,6 +26,26 @@ func (s *Server) Gauge(name, help string, value func() float64) {
 	s.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
 
+// Gauges adds numbers to /metrics, one for each value of a label, that are asked for each time.
+func (s *Server) Gauges(name, help, label string, values func() map[string]float64) {
+	s.metrics.MustRegister(&gauges{prometheus.NewDesc(name, help, []string{label}, nil), values})
+}
+
+type gauges struct {
+	desc   *prometheus.Desc
+	values func() map[string]float64
+}
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(c chan<- *prometheus.Desc) { c <- g.desc }
+
+// Collect implements prometheus.Collector.
+func (g *gauges) Collect(c chan<- prometheus.Metric) {
+	for label, v := range g.values() {
+		c <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, v, label)
+	}
+}
+
 // newMetrics makes the collection of a server's numbers, with those of the process.
 func (s *Server) newMetrics() {
 	s.metrics = prometheus.NewRegistry()

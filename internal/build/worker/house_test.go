@@ -23,7 +23,8 @@ import (
 	"drover/internal/build/worker"
 	"drover/internal/distgit"
 	"drover/internal/release"
-	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
+	"drover/internal/repo/upstream"
 	"drover/internal/teststream"
 	"drover/internal/web"
 )
@@ -64,8 +65,8 @@ func newYard(t *testing.T) *yard {
 	if err != nil {
 		t.Fatal(err)
 	}
-	upstream := httptest.NewServer(http.FileServer(http.Dir(stream.Dir)))
-	t.Cleanup(upstream.Close)
+	up := httptest.NewServer(http.FileServer(http.Dir(stream.Dir)))
+	t.Cleanup(up.Close)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	s, err := app.NewServer(t.Context(), app.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", NoBuilder: true, NoSigner: true}, "test", log)
 	if err != nil {
@@ -86,8 +87,8 @@ func newYard(t *testing.T) *yard {
 		}
 	})
 	y := &yard{T: t, s: s, sys: auth.AsSystem(t.Context()), dir: t.TempDir()}
-	y.ok(s.Repo.SetMirror(y.sys, repo.Mirror{Name: "stream", Arch: "x86_64", URL: upstream.URL + "/"}))
-	if _, err := s.Repo.Sync(y.sys, "stream", func(repo.Progress) {}); err != nil {
+	y.ok(s.Mirrors.Set(y.sys, mirrors.Mirror{Name: "stream", Config: mirrors.Config{Source: upstream.Source{URL: up.URL + "/"}, Arch: "x86_64"}}))
+	if _, err := s.Mirrors.Sync(y.sys, "stream", func(mirrors.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
 	y.ok(s.Release.SetTag(y.sys, release.Tag{Name: "t", Arches: []string{"x86_64"}, Mirrors: []string{"stream"}, Macros: map[string]string{"dist": ".t"}}))

@@ -2,7 +2,6 @@ package commands
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -11,10 +10,8 @@ import (
 	"time"
 
 	"drover/internal/cli"
-	"drover/internal/fault"
 	"drover/internal/repo"
 	"drover/internal/repo/serving"
-	"drover/internal/web"
 )
 
 // SnapshotVerbs is `drover snapshot`.
@@ -57,8 +54,10 @@ type ChannelVerbs struct {
 // MirrorVerbs is `drover mirror`.
 type MirrorVerbs struct {
 	List mirrorList `cmd:"" help:"List mirrors." example:"drover mirror list"`
-	Set  mirrorSet  `cmd:"" help:"Add a mirror or change its address." example:"drover mirror set baseos https://mirror.stream.centos.org/10-stream/BaseOS/x86_64/os/"`
+	Show mirrorShow `cmd:"" help:"How a mirror is copied, and what came of it." example:"drover mirror show baseos"`
+	Set  mirrorSet  `cmd:"" help:"Add a mirror, or change it: what is not given is not set." example:"drover mirror set baseos https://mirror.stream.centos.org/10-stream/BaseOS/x86_64/os/ --gpgkey RPM-GPG-KEY-centosofficial-SHA256 --tree --every 6h"`
 	Sync mirrorSync `cmd:"" help:"Copy upstream into a snapshot and move the channel to it." example:"drover mirror sync baseos"`
+	Drop mirrorDrop `cmd:"" help:"End a mirror; its channel and snapshots stay." example:"drover mirror drop baseos"`
 }
 
 type snapshotList struct {
@@ -414,70 +413,6 @@ type channelSet struct {
 // Run moves a channel.
 func (c channelSet) Run(e *cli.Env) error {
 	return e.Client.Call(e.Ctx, "PUT", "/api/v1/channels/"+url.PathEscape(c.Channel), map[string]string{"snapshot": c.Snapshot}, nil)
-}
-
-type mirrorList struct{}
-
-// Run lists mirrors.
-func (mirrorList) Run(e *cli.Env) error {
-	var ms []repo.Mirror
-	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/mirrors", nil, &ms); err != nil {
-		return err
-	}
-	return e.Show(ms, func(w io.Writer) {
-		cli.Table(w, "MIRROR ARCH URL SYNCED OUTCOME", func(row func(...any)) {
-			for _, m := range ms {
-				at := "never"
-				if !m.Synced.IsZero() {
-					at = m.Synced.Format(time.DateTime)
-				}
-				row(m.Name, m.Arch, m.URL, at, m.Outcome)
-			}
-		})
-	})
-}
-
-type mirrorSet struct {
-	Name string `arg:"" help:"Name of the mirror, and of its channel."`
-	URL  string `arg:"" help:"Directory that holds repodata/."`
-	Arch string `default:"x86_64" help:"Arch of its packages."`
-}
-
-// Run adds a mirror.
-func (c mirrorSet) Run(e *cli.Env) error {
-	return e.Client.Call(e.Ctx, "PUT", "/api/v1/mirrors/"+url.PathEscape(c.Name), map[string]string{"url": c.URL, "arch": c.Arch}, nil)
-}
-
-type mirrorSync struct {
-	Name string `arg:"" help:"Name of the mirror."`
-}
-
-// Run syncs a mirror and shows how far it is.
-func (c mirrorSync) Run(e *cli.Env) error {
-	resp, err := e.Client.Do(e.Ctx, "POST", "/api/v1/mirrors/"+url.PathEscape(c.Name)+"/sync", nil, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	dec := json.NewDecoder(resp.Body)
-	for {
-		var l repo.SyncLine
-		if err := dec.Decode(&l); err != nil {
-			return fault.Unavailable("answer_cut", "the server went away during the sync").Wrap(err).Fix("sync again: it goes on where it was")
-		}
-		if l.Problem != nil {
-			return fault.FromStatus(l.Problem.Status, l.Problem.Code, l.Problem.Detail, l.Problem.Remedy)
-		}
-		if l.Snapshot != "" {
-			if e.Terminal {
-				fmt.Fprintln(e.Err)
-			}
-			return e.Show(map[string]string{"snapshot": l.Snapshot}, func(w io.Writer) { fmt.Fprintln(w, l.Snapshot) })
-		}
-		if e.Terminal {
-			fmt.Fprintf(e.Err, "\r%d of %d packages, %s fetched ", l.Done, l.Packages, web.Bytes(l.Bytes))
-		}
-	}
 }
 
 // SearchVerb is `drover search`.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/release"
 	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
 	"drover/internal/repo/routes"
 	"drover/internal/rpm"
 	"drover/internal/sign"
@@ -50,6 +52,7 @@ type House struct {
 	Release *release.Store
 	Sign    *sign.Store
 	Repo    *repo.Store
+	Mirrors *mirrors.Store
 	Web     *web.Server
 	URL     string      // where it is served
 	Client  *web.Client // as an admin
@@ -76,7 +79,8 @@ func New(tb testing.TB, d *db.DB) *House {
 	h.Release = release.New(d)
 	h.Build = build.New(build.Config{DB: d, Blobs: h.Blobs, Git: h.Git, Tags: h.Release, Roots: roots{h}, Dir: filepath.Join(h.Dir, "build"), Log: log})
 	h.Sign = sign.New(d, log)
-	h.Repo = repo.New(repo.Config{DB: d, Blobs: h.Blobs, Builds: h.Build, Release: h.Release, Signer: packets{h.Sign}, HTTP: repo.Client(), Dir: filepath.Join(h.Dir, "incoming"), Log: log, Retry: 10 * time.Millisecond})
+	h.Repo = repo.New(repo.Config{DB: d, Blobs: h.Blobs, Builds: h.Build, Release: h.Release, Signer: packets{h.Sign}, Dir: filepath.Join(h.Dir, "incoming"), Log: log})
+	h.Mirrors = mirrors.New(mirrors.Setup{Repo: h.Repo, Secrets: filepath.Join(h.Dir, "secrets"), Imports: []string{os.TempDir()}, Retry: 10 * time.Millisecond})
 	h.Web = web.New(web.Config{Version: "test", Log: log, Authenticate: h.Auth.Request})
 	h.Auth.Routes(h.Web)
 	event.Routes(h.Web, d, auth.Need)
@@ -84,18 +88,19 @@ func New(tb testing.TB, d *db.DB) *House {
 	h.Build.Routes(h.Web)
 	h.Release.Routes(h.Web, h.Build)
 	h.Sign.Routes(h.Web)
-	routes.Add(h.Web, h.Repo)
+	routes.Add(h.Web, h.Repo, h.Mirrors)
 	ts := httptest.NewServer(h.Web)
 	h.URL = ts.URL
 	h.Client = &web.Client{Base: h.URL, HTTP: http.DefaultClient}
 	if h.Client.Token, err = h.Auth.Bootstrap(ctx, func(string) error { return nil }); err != nil {
 		tb.Fatal(err)
 	}
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- h.Repo.Run(ctx) }()
+	go func() { done <- h.Mirrors.Run(ctx) }()
 	tb.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
+		if err := errors.Join(<-done, <-done); err != nil {
 			tb.Errorf("publishing: %v", err)
 		}
 		ts.CloseClientConnections()

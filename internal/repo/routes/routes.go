@@ -5,7 +5,9 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"io"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -15,6 +17,7 @@ import (
 	"drover/internal/cli"
 	"drover/internal/fault"
 	"drover/internal/repo"
+	"drover/internal/repo/mirrors"
 	"drover/internal/repo/serving"
 	"drover/internal/repo/wire"
 	"drover/internal/web"
@@ -38,7 +41,7 @@ type ByPackage struct {
 }
 
 // Add adds the routes of snapshots, channels and mirrors.
-func Add(srv *web.Server, s *repo.Store) {
+func Add(srv *web.Server, s *repo.Store, m *mirrors.Store) {
 	const tag = "repo"
 	s.FileRoutes(srv)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/channels/{name}/follow", ID: "channel-follow", Summary: "Where a channel points, as soon as that is no longer the given snapshot", Tag: tag},
@@ -128,24 +131,45 @@ func Add(srv *web.Server, s *repo.Store) {
 	channelRoutes(srv, s)
 	searchRoutes(srv, s)
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/mirrors", ID: "mirror-list", Summary: "List mirrors", Tag: tag},
-		func(ctx context.Context, _ *none) ([]repo.Mirror, error) { return s.Mirrors(ctx) })
-	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/mirrors/{name}", ID: "mirror-set", Summary: "Add a mirror or change its address", Tag: tag},
+		func(ctx context.Context, _ *none) ([]mirrors.Mirror, error) { return m.List(ctx) })
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/mirrors/{name}", ID: "mirror-show", Summary: "A mirror: how it is copied, and what came of it", Tag: tag},
+		func(ctx context.Context, in *ByName) (mirrors.Mirror, error) { return m.Get(ctx, in.Name) })
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/mirrors/{name}", ID: "mirror-set", Summary: "Add a mirror or change it", Tag: tag},
 		func(ctx context.Context, in *struct {
 			ByName
-			Body struct {
-				URL  string `json:"url"`
-				Arch string `json:"arch"`
-			}
+			Body mirrors.Config
 		}) (none, error) {
-			return none{}, s.SetMirror(ctx, repo.Mirror{Name: in.Name, URL: in.Body.URL, Arch: in.Body.Arch})
+			return none{}, m.Set(ctx, mirrors.Mirror{Name: in.Name, Config: in.Body})
 		})
-	srv.HandleFunc("POST /api/v1/mirrors/{name}/sync", func(w http.ResponseWriter, r *http.Request) error { return syncHTTP(s, w, r) })
+	web.Route(srv, web.Op{Method: "DELETE", Path: "/api/v1/mirrors/{name}", ID: "mirror-drop", Summary: "End a mirror; its channel and snapshots stay", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ByName
+			Force bool `query:"force" doc:"give up packages that are not fetched yet"`
+		}) (none, error) {
+			return none{}, m.Drop(ctx, in.Name, in.Force)
+		})
+	srv.HandleFunc("GET /keys/mirror/{file}", func(w http.ResponseWriter, r *http.Request) error {
+		name, ok := strings.CutSuffix(r.PathValue("file"), ".asc")
+		keys, err := m.Get(r.Context(), name)
+		if !ok || fault.Code(err) == "mirror_unknown" || err == nil && keys.Keys == "" {
+			return fault.NotFound("key_unknown", "there are no keys %.100q", r.PathValue("file")).Fix("see `drover mirror list`")
+		}
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "application/pgp-keys")
+		w.Header().Set("Cache-Control", "no-cache")
+		_, _ = io.WriteString(w, keys.Keys)
+		return nil
+	})
+	mirrorNumbers(srv, m)
+	srv.HandleFunc("POST /api/v1/mirrors/{name}/sync", func(w http.ResponseWriter, r *http.Request) error { return syncHTTP(m, w, r) })
 	srv.Page("GET /snapshots", pages, "pages/snapshots.html", func(r *http.Request) (web.Page, error) {
 		const limit = 100
 		var data struct {
-			Channels  web.Rows[repo.Channel]  `json:"channels"`
-			Mirrors   web.Rows[repo.Mirror]   `json:"mirrors"`
-			Snapshots web.Rows[repo.Snapshot] `json:"snapshots"`
+			Channels  web.Rows[repo.Channel]   `json:"channels"`
+			Mirrors   web.Rows[mirrors.Mirror] `json:"mirrors"`
+			Snapshots web.Rows[repo.Snapshot]  `json:"snapshots"`
 		}
 		ctx, q := r.Context(), r.URL.Query()
 		source := q.Get("source")
@@ -156,12 +180,12 @@ func Add(srv *web.Server, s *repo.Store) {
 		}
 		channels = slices.DeleteFunc(channels, func(c repo.Channel) bool { return source != "" && c.Name != source })
 		data.Channels = web.Cut(r, channels, limit, func(c repo.Channel) string { return c.Name })
-		mirrors, err := s.Mirrors(ctx)
+		ms, err := m.List(ctx)
 		if err != nil {
 			return web.Page{}, err
 		}
-		mirrors = slices.DeleteFunc(mirrors, func(m repo.Mirror) bool { return source != "" && m.Name != source })
-		data.Mirrors = web.Rows[repo.Mirror]{Rows: mirrors, Total: int64(len(mirrors))}
+		ms = slices.DeleteFunc(ms, func(m mirrors.Mirror) bool { return source != "" && m.Name != source })
+		data.Mirrors = web.Rows[mirrors.Mirror]{Rows: ms, Total: int64(len(ms))}
 		total, err := s.Count(ctx, source)
 		if err != nil {
 			return web.Page{}, err
@@ -353,24 +377,62 @@ type treeSize struct {
 	Packages int    `json:"packages"`
 }
 
+// mirrorNumbers adds what is known of mirrors to /metrics.
+func mirrorNumbers(srv *web.Server, s *mirrors.Store) {
+	since := func(t time.Time) float64 {
+		if t.IsZero() {
+			return math.Inf(1)
+		}
+		return time.Since(t).Seconds()
+	}
+	for _, n := range []struct {
+		name, help string
+		of         func(mirrors.Mirror) float64
+	}{
+		{"lag_seconds", "Since a sync of the mirror last went well.", func(m mirrors.Mirror) float64 { return since(m.Good) }},
+		{"age_seconds", "Since upstream made what is mirrored, as it says.", func(m mirrors.Mirror) float64 { return since(m.Upstream) }},
+		{"failures", "Syncs in a row that failed.", func(m mirrors.Mirror) float64 { return float64(m.Failures) }},
+		{"warning", "1 when there is something to look at.", func(m mirrors.Mirror) float64 { return float64(min(len(m.Warning), 1)) }},
+		{"absent_packages", "Packages on demand that are not here yet.", func(m mirrors.Mirror) float64 { return float64(m.Absent) }},
+		{"fetched_bytes", "Fetched by the last sync that brought something.", func(m mirrors.Mirror) float64 { return float64(m.Fetched) }},
+		{"duration_seconds", "Of the last sync that brought something.", func(m mirrors.Mirror) float64 { return m.Took }},
+	} {
+		srv.Gauges("drover_mirror_"+n.name, n.help, "mirror", func() map[string]float64 {
+			out := map[string]float64{}
+			ms, err := s.List(context.Background())
+			if err != nil {
+				s.Repo.Log.Error("numbers of mirrors", "err", err)
+			}
+			for _, m := range ms {
+				out[m.Name] = n.of(m)
+			}
+			return out
+		})
+	}
+}
+
 // syncHTTP syncs a mirror and tells how far it is, a line of JSON at a time.
-func syncHTTP(s *repo.Store, w http.ResponseWriter, r *http.Request) error {
+func syncHTTP(s *mirrors.Store, w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	rc := http.NewResponseController(w)
-	lines := make(chan repo.Progress, 1)
+	lines := make(chan mirrors.Progress, 1)
 	done := make(chan struct{})
 	began := false
 	go func() {
 		defer close(done)
 		for p := range lines {
 			began = true
-			_ = enc.Encode(repo.SyncLine{Progress: p})
+			_ = enc.Encode(mirrors.SyncLine{Progress: p})
 			_ = rc.Flush()
 			time.Sleep(100 * time.Millisecond) // a person reads no faster
 		}
 	}()
-	id, err := s.Sync(r.Context(), r.PathValue("name"), func(p repo.Progress) {
+	sync := s.Sync
+	if r.URL.Query().Get("accept_rollback") == "true" {
+		sync = s.SyncBack
+	}
+	id, err := sync(r.Context(), r.PathValue("name"), func(p mirrors.Progress) {
 		select {
 		case lines <- p:
 		default:
@@ -381,11 +443,14 @@ func syncHTTP(s *repo.Store, w http.ResponseWriter, r *http.Request) error {
 	if err != nil && !began {
 		return err
 	}
-	l := repo.SyncLine{Snapshot: id}
+	l := mirrors.SyncLine{Snapshot: id}
+	if m, err := s.Get(r.Context(), r.PathValue("name")); err == nil {
+		l.Warning = m.Warning
+	}
 	if err != nil {
 		e := fault.As(err)
 		if e.Kind == fault.KindInternal {
-			s.Log.Error("mirror", "name", r.PathValue("name"), "err", err)
+			s.Repo.Log.Error("mirror", "name", r.PathValue("name"), "err", err)
 		}
 		l.Problem = &web.Problem{Status: e.Status(), Code: e.Code, Detail: e.Msg, Remedy: e.Remedy}
 	}

@@ -28,7 +28,9 @@ func ReleasePackage(base string, st State, keys map[string]string) ([]byte, erro
 	add := func(name string, body []byte, typ rpmpack.FileType) {
 		p.AddFile(rpmpack.RPMFile{Name: name, Body: body, Mode: 0o100644, Owner: "root", Group: "root", MTime: uint32(made.Unix()), Type: typ})
 	}
-	file := func(key string) string { return "/etc/pki/rpm-gpg/RPM-GPG-KEY-drover-" + key }
+	file := func(key string) string {
+		return "/etc/pki/rpm-gpg/RPM-GPG-KEY-drover-" + strings.ReplaceAll(key, "/", "-")
+	}
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		add(file(k), []byte(keys[k]), rpmpack.GenericFile)
 	}

@@ -95,8 +95,9 @@ func Metalink(repomds [][]byte, root string) ([]byte, error) {
 // Part is a repository of a channel's .repo file: of a tag or mirror that has the name "", or of
 // a part of a line.
 type Part struct {
-	Name string
-	Key  string // its key's name, or where that is; "" when it is not signed
+	Name   string
+	Key    string // its keys' names, or where those are, with spaces between; "" when nothing is signed
+	Signed bool   // its metadata is signed too
 }
 
 // Parts are the repositories that a channel's .repo file has, each with the name of its key: one
@@ -110,7 +111,7 @@ func Parts(channel string, ts []Tree) (out []Part) {
 			continue
 		}
 		if !slices.ContainsFunc(out, func(p Part) bool { return p.Name == part }) {
-			out = append(out, Part{part, t.Key})
+			out = append(out, Part{part, JoinKeys(t.Pins, t.Key), t.Key != "" || t.Pins != "" && t.Signed})
 		}
 	}
 	if out == nil {
@@ -119,13 +120,40 @@ func Parts(channel string, ts []Tree) (out []Part) {
 	return out
 }
 
+// pinned comes before the name of a mirror in the name of its pinned keys.
+const pinned = "mirror/"
+
+// PinnedKeys is the name of the keys that are pinned for a mirror.
+func PinnedKeys(mirror string) string { return pinned + mirror }
+
+// Pinning tells whether a name of keys begins with that of a mirror's.
+func Pinning(name string) bool { return strings.HasPrefix(name, pinned) }
+
+// MirrorOf is the mirror of a name of pinned keys.
+func MirrorOf(name string) string { return strings.TrimPrefix(name, pinned) }
+
+// JoinKeys is the keys of a tree in one text: those that are pinned for its mirror, and drover's.
+func JoinKeys(pins, own string) string { return strings.TrimSpace(pins + " " + own) }
+
+// Pins is the pinned ones of the keys of a tree.
+func Pins(keys string) string {
+	return strings.Join(slices.DeleteFunc(strings.Fields(keys), func(k string) bool { return !Pinning(k) }), " ")
+}
+
+// OwnKey is drover's one of the keys of a tree.
+func OwnKey(keys string) string {
+	return strings.Join(slices.DeleteFunc(strings.Fields(keys), Pinning), " ")
+}
+
 // Keyed gives the parts with where their keys are instead of their names.
 func Keyed(parts []Part, where func(key string) string) []Part {
 	out := slices.Clone(parts)
 	for i, p := range out {
-		if p.Key != "" {
-			out[i].Key = where(p.Key)
+		keys := strings.Fields(p.Key)
+		for j, k := range keys {
+			keys[j] = where(k)
 		}
+		out[i].Key = strings.Join(keys, " ")
 	}
 	return out
 }
@@ -146,7 +174,10 @@ func RepoFile(base, channel string, parts []Part) []byte {
 		}
 		signed := "gpgcheck=0\nrepo_gpgcheck=0\n"
 		if p.Key != "" {
-			signed = "gpgcheck=1\nrepo_gpgcheck=1\ngpgkey=" + p.Key + "\n"
+			signed = "gpgcheck=1\nrepo_gpgcheck=0\ngpgkey=" + p.Key + "\n"
+			if p.Signed {
+				signed = strings.Replace(signed, "repo_gpgcheck=0", "repo_gpgcheck=1", 1)
+			}
 		}
 		for _, v := range []struct{ suffix, tree, title, enabled string }{{"", "$basearch", "", "1"}, {"-debug", "$basearch-debug", " (debug)", "0"}, {"-source", "source", " (source)", "0"}} {
 			fmt.Fprintf(&b, "[%s%s%s]\nname=%s%s%s\nmetalink=%s/channels/%s/%s%s/metalink?snapshot=%s&ring=%s\nenabled=%s\n%smetadata_expire=1\ncountme=1\n\n",

@@ -18,8 +18,11 @@ type State struct {
 // Tree is a repository of a channel.
 type Tree struct {
 	Name string `json:"name"`
-	Key  string `json:"key,omitempty"` // name of the key that it is signed with
-	ID   string `json:"id,omitempty"`  // stands for every byte of it, see TreeID
+	Key  string `json:"key,omitempty"` // name of drover's key that it is signed with
+	// Pins is the name of the keys that are pinned for a mirror, by which its packages are signed.
+	Pins   string `json:"pins,omitempty"`
+	Signed bool   `json:"signed,omitempty"` // repomd.xml is, by one of these
+	ID     string `json:"id,omitempty"`     // stands for its metadata, see TreeID
 }
 
 // TreeID is the identity of a tree with a repomd.xml and a signature of it, by their sha256; ""

@@ -1,0 +1,105 @@
+package upstream
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"drover/internal/fault"
+	"drover/internal/rpm"
+	"drover/internal/rpm/modules"
+)
+
+// Filter is what of a repository's packages is wanted. The zero value wants all.
+type Filter struct {
+	Arches   []string `json:"arches,omitempty" doc:"of packages; noarch has to be named too" maxItems:"20"`
+	Include  []string `json:"include,omitempty" doc:"globs over names, name.arch and NEVRAs; nothing else is taken" maxItems:"500"`
+	Exclude  []string `json:"exclude,omitempty" doc:"globs; these are not taken" maxItems:"500"`
+	Newest   int      `json:"newest,omitempty" doc:"only so many versions of each name and arch" minimum:"0" maximum:"1000"`
+	NoDebug  bool     `json:"no_debug,omitempty" doc:"without debuginfo and debugsource packages"`
+	NoSource bool     `json:"no_source,omitempty" doc:"without source packages"`
+}
+
+// Any tells whether something is filtered.
+func (f Filter) Any() bool {
+	return len(f.Arches)+len(f.Include)+len(f.Exclude)+f.Newest > 0 || f.NoDebug || f.NoSource
+}
+
+// Check refuses globs that are none.
+func (f Filter) Check() error {
+	for _, g := range slices.Concat(f.Arches, f.Include, f.Exclude) {
+		if _, err := path.Match(g, "x"); err != nil || g == "" || len(g) > 200 {
+			return fault.Invalid("mirror_filter", "%.100q is no pattern for packages", g).Fix("give a name, or a pattern with * ? and [], like 'kernel*'")
+		}
+	}
+	if f.Newest < 0 || f.Newest > 1000 {
+		return fault.Invalid("mirror_filter", "%d versions", f.Newest).Fix("give a number up to 1000, or 0 for all")
+	}
+	return nil
+}
+
+func matches(globs []string, p rpm.PrimaryPackage) bool {
+	for _, g := range globs {
+		for _, s := range []string{p.Name, p.Name + "." + p.Arch, p.NEVRA.String(), p.NVR() + "." + p.Arch} {
+			if ok, _ := path.Match(g, s); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Apply gives the packages that are wanted, in their order. Of the packages of modules the newest
+// builds of each stream are kept whole, by the newest of their own: a stream that is older than
+// another one is another stream, not an older version.
+func (f Filter) Apply(ps []rpm.PrimaryPackage, docs modules.Docs) []rpm.PrimaryPackage {
+	var out []rpm.PrimaryPackage
+	for _, p := range ps {
+		source := p.Arch == "src" || p.Arch == "nosrc"
+		debug := strings.HasSuffix(p.Name, "-debuginfo") || strings.HasSuffix(p.Name, "-debugsource") || strings.Contains(p.Name, "-debuginfo-common")
+		switch {
+		case f.NoSource && source, f.NoDebug && debug:
+		case len(f.Arches) > 0 && !slices.Contains(f.Arches, p.Arch) && !(source && !f.NoSource):
+		case len(f.Include) > 0 && !matches(f.Include, p), matches(f.Exclude, p):
+		default:
+			out = append(out, p)
+		}
+	}
+	if f.Newest == 0 {
+		return out
+	}
+	stream := map[rpm.NEVRA]string{}
+	for _, d := range docs {
+		if d.Kind != modules.KindStream {
+			continue
+		}
+		for _, a := range d.Artifacts {
+			if n, err := rpm.ParseNEVRA(a); err == nil {
+				stream[n] = d.Name + ":" + d.Stream
+			}
+		}
+	}
+	groups := map[string][]int{}
+	for i, p := range out {
+		k := p.Name + "." + p.Arch + " " + stream[p.NEVRA]
+		groups[k] = append(groups[k], i)
+	}
+	keep := make([]bool, len(out))
+	for _, is := range groups {
+		slices.SortStableFunc(is, func(a, b int) int { return out[b].Compare(out[a].NEVRA) })
+		versions := 0
+		for n, i := range is {
+			if n == 0 || out[i].Compare(out[is[n-1]].NEVRA) != 0 {
+				versions++
+			}
+			keep[i] = versions <= f.Newest
+		}
+	}
+	kept := out[:0]
+	for i, p := range out {
+		if keep[i] {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
