@@ -38,12 +38,12 @@ while True:
 // checksums and signatures on. Each state is another set of packages, signed. The aim is no
 // failure in 10 minutes (DROVER_LONG=1); the short form runs for 15 seconds.
 func BenchmarkReadersUnderPublishing(b *testing.B) {
-	const toggles, tags, rate = 15, 4, 50
+	const size, toggles, tags, rate = 100, 15, 8, 50
 	length := 15 * time.Second
 	if os.Getenv("DROVER_LONG") != "" {
 		length = 10 * time.Minute
 	}
-	t := newTagged(b, 400, toggles, "bench")
+	t := newTagged(b, size, toggles, "bench")
 	names := make([]string, tags)
 	for i := range names {
 		names[i] = fmt.Sprintf("bench%d", i)
@@ -133,7 +133,7 @@ func BenchmarkReadersUnderPublishing(b *testing.B) {
 				out, err := c.CombinedOutput()
 				switch {
 				case ctx.Err() != nil:
-				case err != nil || strings.Count(string(out), "\n") < 400:
+				case err != nil || strings.Count(string(out), "\n") < size:
 					fail("dnf: %v %.500s", err, out)
 				default:
 					dnfs.Add(1)
@@ -148,7 +148,7 @@ func BenchmarkReadersUnderPublishing(b *testing.B) {
 				tick := time.NewTicker(time.Second * tags / rate)
 				defer tick.Stop()
 				state := 0
-				for step := 1; ctx.Err() == nil; step++ {
+				for step := 1 + 4000*i; ctx.Err() == nil; step++ { // each tag in states of its own
 					select {
 					case <-ctx.Done():
 						return
