@@ -32,6 +32,7 @@ type tagged struct {
 	files  string   // directory with the same packages as files
 	base   []string // builds that are in the tag
 	more   []string // builds that are not
+	has    []int    // how many packages each of more has
 }
 
 // source is the packages of one build.
@@ -169,6 +170,7 @@ func newTagged(b *testing.B, n, more int, key string) *tagged {
 						}
 					} else {
 						t.more = append(t.more, strconv.FormatInt(id, 10))
+						t.has = append(t.has, len(s.specs))
 					}
 				}
 				return nil
