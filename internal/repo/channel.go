@@ -1,7 +1,9 @@
 package repo
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"maps"
 	"path"
 	"slices"
@@ -17,6 +19,7 @@ import (
 	"drover/internal/repo/set"
 	"drover/internal/repo/wire"
 	"drover/internal/rpm"
+	"drover/internal/rpm/modules"
 )
 
 // point moves a channel.
@@ -822,7 +825,66 @@ func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, erro
 		}
 		return out
 	}
-	return s.gate.Judge(ctx, seen(old), seen(now), d)
+	v, err := s.gate.Judge(ctx, seen(old), seen(now), d)
+	if err != nil {
+		return v, err
+	}
+	unlisted, err := s.unlisted(now, d.Fresh())
+	if len(unlisted) > 0 {
+		v.OK, v.Findings = false, append(v.Findings, unlisted...)
+	}
+	return v, err
+}
+
+// unlisted finds new packages that belong to a stream of a module while no modules.yaml of their
+// repositories names them: dnf hides them, or takes them for what they are not.
+func (s *Store) unlisted(now []*tree, fresh map[string]Package) (out []gate.Finding, err error) {
+	var labelled []rpm.NEVRA
+	for _, p := range fresh {
+		// A look at the release spares opening every package: builds of modules have it there.
+		if !strings.Contains(p.NEVRA, "module") || p.Core == "" {
+			continue
+		}
+		r, size, b, err := s.open(p.Head, p.Core)
+		if err != nil {
+			return nil, err
+		}
+		q, err := rpm.Read(r, size)
+		if err := errors.Join(err, b.Close()); err != nil {
+			return nil, err
+		}
+		if q.Header.Has(rpm.Modularity) {
+			labelled = append(labelled, q.NEVRA())
+		}
+	}
+	if len(labelled) == 0 {
+		return nil, nil
+	}
+	var all []modules.Docs
+	for _, t := range now {
+		f, err := s.formOf(t)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range f.Extra {
+			if x.typ != "modules" {
+				continue
+			}
+			docs, err := modules.Read(bytes.NewReader(x.open))
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, docs)
+		}
+	}
+	docs, _, err := modules.Merge(all...)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range docs.Uncovered(labelled) {
+		out = append(out, gate.Finding{Kind: "unlisted", Package: n.String(), Text: n.String() + " belongs to a module, and no modules.yaml names it: dnf would hide it"})
+	}
+	return out, nil
 }
 
 // arch is the arch of whose hosts a tree is one of the repositories; "" for sources and debug

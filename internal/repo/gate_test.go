@@ -51,6 +51,7 @@ func TestGate(t *testing.T) {
 	data := mk(spec("app-data", "1", "", "/usr/share/data/y", "1"))
 	rival := mk(spec("rival", "1", "", "/usr/share/app/x", "other"))
 	friend := mk(spec("friend", "1", "", "/usr/share/app/x", "2"))
+	modular := mk(spec("stream", "1.module+el9+1+ab", "ModularityLabel: x:1:2:3", "/usr/share/stream/z", "1"))
 	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
 		h := repotest.New(t, d)
 		h.Tag(release.Tag{Name: "own", Arches: []string{"x86_64"}})
@@ -121,6 +122,10 @@ func TestGate(t *testing.T) {
 		if p.Gate.OK {
 			t.Error("by force the gate was open")
 		}
+		// A package of a module that no modules.yaml names is hidden from hosts.
+		put(modular)
+		shut("unlisted", "stream-1.module+el9+1+ab-1.noarch")
+		h.OK(h.Release.UntagBuild(h.System, h.Build, "own", "stream-1.module+el9+1+ab-1"))
 		// What was accepted once is not asked about again, but versions do not go down.
 		h.OK(h.Release.UntagBuild(h.System, h.Build, "own", "libfoo-2-1"))
 		put()

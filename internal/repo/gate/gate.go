@@ -30,7 +30,7 @@ type Verdict struct {
 
 // Finding is one thing that a move would make worse.
 type Finding struct {
-	Kind    string `json:"kind" doc:"missing, unsigned, twice, broken, conflict, downgrade"`
+	Kind    string `json:"kind" doc:"missing, unsigned, twice, broken, conflict, downgrade, unlisted"`
 	Package string `json:"package"`
 	Tree    string `json:"tree,omitempty"`
 	Text    string `json:"text"`
