@@ -99,7 +99,14 @@ func (s *Site) fly(it item, path string) (*flight, error) {
 	s.flights[it.hex()] = f
 	s.work.Go(func() {
 		defer s.leave(f)
-		err := s.bring(s.life, f, path)
+		var err error
+		select {
+		case s.slots <- struct{}{}:
+			err = s.bring(s.life, f, path)
+			<-s.slots
+		case <-s.life.Done():
+			err = s.life.Err()
+		}
 		s.mu.Lock()
 		delete(s.flights, it.hex())
 		s.mu.Unlock()
@@ -119,6 +126,9 @@ func (s *Site) leave(f *flight) {
 		_ = f.file.Close() // it has no name: nothing of it is left
 	}
 }
+
+// downloads is how many packages are fetched on demand at once; others wait.
+const downloads = 32
 
 // attempts of one package, each from where the one before ended.
 const attempts = 3
@@ -370,6 +380,8 @@ func (s *Site) stored() (n int, size int64) {
 // them and then of the others those that were not used for the longest time. What nobody names
 // and nobody used for a week goes in any case.
 func (s *Site) room(more int64) {
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
 	_, size := s.stored()
 	over := int64(0)
 	if s.Max > 0 {
@@ -408,7 +420,7 @@ func (s *Site) room(more int64) {
 			continue
 		}
 		s.mu.Lock()
-		if s.packages[o.sum] != nil { // else it is metadata by now
+		if s.packages[o.sum] != nil { // else a sync counts on it by now
 			delete(s.packages, o.sum)
 			err = s.blobs.Delete(blob.Digest(o.sum))
 		}

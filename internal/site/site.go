@@ -66,9 +66,11 @@ type Site struct {
 	census  chan string // addresses of counts to pass on
 	full    chan struct{}
 
-	// syncing is held during a sync: it counts on metadata that is here, and the end of another
-	// removes what nobody needs.
-	syncing  sync.Mutex
+	syncing map[string]*sync.Mutex // by channel: held while what is kept of it is made anew
+	// keeping is held from the look at whether all blobs of a state are here until the state
+	// counts, and while packages are removed. It is taken before mu.
+	keeping  sync.Mutex
+	slots    chan struct{} // of downloads of packages
 	pinning  singleflight.Group
 	indexing singleflight.Group
 
@@ -83,7 +85,7 @@ type Site struct {
 // New opens a site's directory and address. Close ends it.
 func New(c Config) (s *Site, err error) {
 	s = &Site{Config: c, numbers: &numbers{}, channels: map[string]*channel{}, moved: make(chan struct{}), indexes: map[string]*index{}, packages: map[string]*kept{}, flights: map[string]*flight{},
-		census: make(chan string, 1000), full: make(chan struct{}, 1)}
+		census: make(chan string, 1000), full: make(chan struct{}, 1), syncing: map[string]*sync.Mutex{}, slots: make(chan struct{}, downloads)}
 	s.life, s.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -97,6 +99,7 @@ func New(c Config) (s *Site, err error) {
 		if !reChannel.MatchString(n) {
 			return s, fault.Invalid("site_channel", "%.100q is no name of a channel", n).Fix("see `drover channel list`")
 		}
+		s.syncing[n] = &sync.Mutex{}
 	}
 	for _, d := range []string{c.Dir, s.path("channels"), s.path("keys"), s.path("partial")} {
 		if err := durable.MkdirAll(d, 0o700); err != nil {
@@ -118,7 +121,7 @@ func New(c Config) (s *Site, err error) {
 	if s.blobs, err = blob.Open(s.path("blobs")); err != nil {
 		return s, err
 	}
-	fc := fetch.Config{Dir: s.path("partial"), Workers: 4, PerOrigin: 4, Patience: 5 * time.Second, CAFile: c.CA}
+	fc := fetch.Config{Dir: s.path("partial"), Workers: 4, PerOrigin: 4, Pause: 100 * time.Millisecond, Patience: 2 * time.Second, CAFile: c.CA}
 	if s.fetch, err = fetch.New(fc); err != nil {
 		return s, err
 	}

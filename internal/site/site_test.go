@@ -440,6 +440,29 @@ func TestAheadAndBehind(t *testing.T) {
 	}
 }
 
+// Metadata that somebody removed from the disk comes again, with the next state at the latest.
+func TestRemovedMetadata(t *testing.T) {
+	t.Parallel()
+	h := centre(t, "hello")
+	c := config(t, h.URL, h.Log, "stream")
+	one := h.Published("stream")
+	s, _ := start(t, c)
+	at(t, s, one.Snapshot)
+	h.OK(os.RemoveAll(filepath.Join(c.Dir, "blobs", "sha256")))
+	for i := range 256 {
+		h.OK(os.MkdirAll(filepath.Join(c.Dir, "blobs", "sha256", fmt.Sprintf("%02x", i)), 0o750))
+	}
+	srpm, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "2"))
+	h.Submit("stream", srpm, rpms...)
+	st := at(t, s, h.Published("stream").Snapshot)
+	if st.Channels[0].States != 1 {
+		t.Errorf("states that are not whole stay: %+v", st)
+	}
+	for _, tree := range []string{"source", "x86_64", "x86_64-debug"} {
+		whole(t, s.URL+"/channels/stream/"+tree+"/", true)
+	}
+}
+
 // bulk makes a source package with n small packages.
 func bulk(t testing.TB, name string, n int) (srpm string, rpms []string) {
 	t.Helper()

@@ -182,11 +182,47 @@ func (s *Site) move(name string, keys []string, sn snapshot) error {
 	})
 }
 
+// claim takes every blob that a tree needs out of those that may be removed, and tells whether
+// all of its files are here. Callers hold keeping.
+func (s *Site) claim(t *tree) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range t.Chunks { // without one the next state costs more, and that is all
+		delete(s.packages, d)
+	}
+	all := true
+	for _, f := range t.Files {
+		delete(s.packages, f.Sum)
+		here, err := s.blobs.Has(blob.Digest(f.Sum))
+		all = all && here && err == nil
+	}
+	return all
+}
+
+// claimAll claims the trees of a channel. Old states of which something is gone go: the new one
+// must be whole.
+func (s *Site) claimAll(c *channel) error {
+	broken := func(sn snapshot) bool {
+		return slices.ContainsFunc(sn.Trees, func(t tree) bool { return !s.claim(&t) })
+	}
+	if len(c.States) > 0 && broken(c.States[0]) {
+		return fault.Unavailable("site_gone", "metadata of the channel %s is gone from the disk", c.Name).Fix("it is fetched again")
+	}
+	c.States = append(slices.Clone(c.States[:min(1, len(c.States))]), slices.DeleteFunc(slices.Clone(c.States[min(1, len(c.States)):]), broken)...)
+	c.Pinned = slices.DeleteFunc(slices.Clone(c.Pinned), broken)
+	return nil
+}
+
 // replace changes what is kept of a channel: first on the disk, then for hosts. Callers hold
-// syncing.
+// the channel's syncing. What nobody needs any more may be removed like a package.
 func (s *Site) replace(name string, fn func(*channel)) error {
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
 	next := *s.channel(name)
 	fn(&next)
+	if err := s.claimAll(&next); err != nil {
+		return err
+	}
 	b, err := json.Marshal(next)
 	if err != nil {
 		return err
@@ -203,8 +239,13 @@ func (s *Site) replace(name string, fn func(*channel)) error {
 	}
 	s.channels[name] = &now
 	live := s.live()
-	for sum := range live {
-		delete(s.packages, sum)
+	for sum := range before {
+		if live[sum] {
+			continue
+		}
+		if in, err := s.blobs.Stat(blob.Digest(sum)); err == nil {
+			s.packages[sum] = &kept{in.Size, in.Put}
+		}
 	}
 	used := map[string]bool{}
 	for _, c := range s.channels {
@@ -222,13 +263,6 @@ func (s *Site) replace(name string, fn func(*channel)) error {
 	close(s.moved)
 	s.moved = make(chan struct{})
 	s.mu.Unlock()
-	for sum := range before {
-		if !live[sum] {
-			if err := s.blobs.Delete(blob.Digest(sum)); err != nil {
-				return err
-			}
-		}
-	}
 	return nil
 }
 

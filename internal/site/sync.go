@@ -98,8 +98,8 @@ func (s *Site) sync(ctx context.Context, name string, st wire.State) error {
 	if err := checkState(name, st); err != nil {
 		return err
 	}
-	s.syncing.Lock()
-	defer s.syncing.Unlock()
+	s.syncing[name].Lock()
+	defer s.syncing[name].Unlock()
 	c := s.channel(name)
 	keys, err := s.allowed(c, st)
 	if err != nil {
@@ -140,7 +140,7 @@ func (s *Site) allowed(c *channel, st wire.State) (keys []string, err error) {
 // syncTree fetches the metadata of one tree.
 func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree) (t tree, err error) {
 	for had := range c.trees() { // it did not change, or the channel went back
-		if wt.ID != "" && had.ID == wt.ID && had.Name == wt.Name && had.Key == wt.Key {
+		if wt.ID != "" && had.ID == wt.ID && had.Name == wt.Name && had.Key == wt.Key && s.here(had) {
 			return *had, nil
 		}
 	}
@@ -235,8 +235,8 @@ func (s *Site) pin(ctx context.Context, name, id, treeName string) error {
 		return fault.NotFound("snapshot_unknown", "there is no snapshot %.80q", id)
 	}
 	_, err, _ := s.pinning.Do(name+"\x00"+id+"\x00"+treeName, func() (any, error) {
-		s.syncing.Lock()
-		defer s.syncing.Unlock()
+		s.syncing[name].Lock()
+		defer s.syncing[name].Unlock()
 		c := s.channel(name)
 		st := wire.State{Channel: name, Snapshot: id, Trees: []wire.Tree{{Name: treeName}}}
 		if err := checkState(name, st); err != nil {
@@ -290,6 +290,13 @@ func (s *Site) resolve(ctx context.Context, channel, treeName, id string) (strin
 		}
 	}
 	return "", fault.Invalid("site_answer", "the centre's answer for the snapshot %.80s of %s is none", id, channel).Fix("check --centre: it must be a drover server of this version, or a site")
+}
+
+// here tells whether the files of a tree are on the disk, and keeps them there.
+func (s *Site) here(t *tree) bool {
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
+	return s.claim(t)
 }
 
 // get fetches what is not here.
