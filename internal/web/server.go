@@ -71,7 +71,10 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, mux: &mux{ServeMux: http.NewServeMux()}, cross: http.NewCrossOriginProtection(), oops: parse(files, "oops.html")}
 	// The library's error constructor is a variable of its package; setting it once to
 	// a pure function is the documented way to choose the error body.
-	huma.NewError = newProblem
+	// Once: servers that are made later must not write what others read.
+	if _, ours := huma.NewError(http.StatusTeapot, "").(*Problem); !ours {
+		huma.NewError = newProblem
+	}
 	hc := huma.DefaultConfig("drover", cfg.Version)
 	hc.CreateHooks = nil // no $schema links in bodies
 	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
