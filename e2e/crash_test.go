@@ -30,7 +30,8 @@ import (
 // TestCrash kills server, builder and signer with SIGKILL at random points of the path from a
 // push to an installed package, starts them again, and compares the end with that of a site
 // that nobody disturbed. Two people work meanwhile and repeat what was not acknowledged; dnf
-// installs from the channel all the time.
+// installs from the channel all the time. A third promotes, rolls back, holds and freezes on a line
+// that follows the channel, and everything that the line's channels name is read all the time.
 //
 // DROVER_CRASH_SEED repeats a plan of kills, DROVER_CRASH_KILLS sets their number.
 func TestCrash(t *testing.T) {
@@ -52,7 +53,7 @@ func TestCrash(t *testing.T) {
 	whole := t
 	engines(t, func(t *testing.T, db string) {
 		c := newChaos(t, newScenario(t, newSite(t, memory(t), db, "--no-builder", "--no-signer")), plan(seed, kills, length))
-		c.play()
+		c.play(seed)
 		calm.TB = t
 		defer func() { calm.TB = whole }()
 		for r := calm.rounds + 1; r <= c.rounds; r++ {
@@ -339,7 +340,7 @@ func plan(seed uint64, n int, length time.Duration) []kill {
 		case what == 5 && k.victim == server:
 			k.early, k.after = true, 3*moment
 		case k.victim == server && what < 8:
-			k.event, k.after = one("distgit.push", "lookaside.new", "build.submit", "build.task", "build.done", "sign.request", "sign.done", "repo.publish", "prov.statement"), moment
+			k.event, k.after = one("distgit.push", "lookaside.new", "build.submit", "build.task", "build.done", "sign.request", "sign.done", "repo.publish", "prov.statement", "channel.follow", "channel.promote", "channel.rollback", "channel.hold"), moment
 		case k.victim == server:
 			k.file = one("git/rpms/*/incoming-*", "git/rpms/*.git/refs/heads/*.lock", "git/rpms/*.git/objects/pack/*", "build/incoming/*/*", "build/logs/*/*", "blobs/staging/*", "blobs/uploads/*")
 		case k.victim == builder && what < 8:
@@ -368,6 +369,9 @@ type chaos struct {
 	news   chan event.Event // to whoever waits for a moment
 
 	installs, excused atomic.Int64
+
+	moves   []move // of the line; guarded by the scenario's mu
+	watched int
 }
 
 func newChaos(t testing.TB, s *scenario, plan []kill) *chaos {
@@ -376,7 +380,7 @@ func newChaos(t testing.TB, s *scenario, plan []kill) *chaos {
 }
 
 // play does the plan.
-func (c *chaos) play() {
+func (c *chaos) play(seed uint64) {
 	c.start(server)
 	c.start(builder)
 	c.start(signer)
@@ -389,6 +393,8 @@ func (c *chaos) play() {
 	wg.Go(func() { defer close(c.done); c.kills() })
 	c.setUp("rsa4096")
 	wg.Go(func() { c.install(ctx) })
+	wg.Go(func() { c.release(ctx, seed) })
+	wg.Go(func() { c.watch(ctx) })
 	for r, over := 1, false; !over; r++ {
 		select {
 		case <-c.done:
@@ -690,6 +696,7 @@ func (c *chaos) ledger() {
 			}
 		}
 	}
+	c.settled(all)
 }
 
 // leftovers stops the site in peace, starts it again, stops it, and looks at what is left.

@@ -207,6 +207,7 @@ func TestLine(t *testing.T) {
 	s.refused(4, []string{"rpm", "nothing"}, "package_unknown", "drover search")
 
 	s.export(first)
+	s.pages(t)
 	s.codecs()
 	if out := s.must("blob", "scrub"); !strings.Contains(out, "0 ") && strings.Contains(out, "damaged") {
 		t.Errorf("scrub: %s", out)
@@ -355,4 +356,25 @@ func (s *scenario) codecs() {
 			s.Errorf("%v: createrepo_c took %d packages from our metadata: %v\n%s", form, n, err, out)
 		}
 	}
+}
+
+// pages looks at the pages of lines, snapshots and packages with something on them.
+func (s *scenario) pages(t *testing.T) {
+	t.Helper()
+	s.must("channel", "freeze", "s9/test", "--reason", "until the pages are looked at", "--for", "24h")
+	s.must("channel", "hold", "s9/prod", "pair*", "--reason", "waits for its data", "--for", "1h")
+	b := newBrowser(t)
+	var dev repo.Channel
+	if err := s.get("/api/v1/channels/s9%2Fdev", &dev); err != nil {
+		t.Fatal(err)
+	}
+	for page, fails := range map[string]string{
+		"/lines": "", "/lines/s9": "", "/snapshots": "", "/snapshots?source=s9": "", "/snapshots/" + dev.Snapshot: "", "/snapshots/s9%2Fprod?tree=stream.x86_64&q=lib": "", "/snapshots/first/diff/s9%2Fprod": "",
+		"/rpms/bulk": "", "/rpms/pair-data": "", "/search?q=bulk&channel=s9/prod&in=name": "", "/search?q=/usr/share/bulk&channel=s9/prod&in=file": "", "/search?q=libc.so*&channel=s9/dev&in=provides": "", "/search?q=Round&channel=s9/dev&in=changelog": "",
+		"/search?q=[&channel=s9/dev": "search_query",
+	} {
+		inspect(t, b, s.URL, s.Token, page, fails)
+	}
+	s.must("channel", "thaw", "s9/test")
+	s.must("channel", "unhold", "s9/prod", "pair*")
 }

@@ -75,62 +75,73 @@ func TestPages(t *testing.T) {
 	g := newTarget(t)
 	b := newBrowser(t)
 	pages := []string{"/", "/packages", "/packages?q=nothing", "/packages/rpms/hello", "/builds", "/builds?state=building&target=demo", "/builds/1", "/tasks", "/tasks?state=free",
-		"/tags", "/tags/demo", "/tags/demo?at=1000000", "/snapshots", "/snapshots?source=demo", "/snapshots/$SNAPSHOT", "/events", "/events?kind=auth.&actor=admin", "/nothing", "/builds/99", "/git/rpms/hello/info/refs"}
-	fails := map[string]string{"/nothing": "path_unknown", "/builds/99": "build_unknown", "/git/rpms/hello/info/refs": "git_service", "/tags/demo?at=1000000": "event_unknown"}
+		"/tags", "/tags/demo", "/tags/demo?at=1000000", "/snapshots", "/snapshots?source=demo", "/snapshots/$SNAPSHOT", "/snapshots/$SNAPSHOT?tree=nothing", "/snapshots/$SNAPSHOT/diff/steps%2Fdev", "/snapshots/nothing", "/lines", "/lines/steps", "/lines/nothing", "/rpms/nothing", "/search", "/search?q=hello&channel=demo&in=file", "/search?q=h&channel=demo", "/events", "/events?kind=auth.&actor=admin", "/nothing", "/builds/99", "/git/rpms/hello/info/refs"}
+	fails := map[string]string{"/nothing": "path_unknown", "/builds/99": "build_unknown", "/snapshots/$SNAPSHOT?tree=nothing": "tree_unknown", "/snapshots/nothing": "snapshot_unknown", "/lines/nothing": "line_unknown", "/rpms/nothing": "package_unknown", "/search?q=h&channel=demo": "search_query", "/git/rpms/hello/info/refs": "git_service", "/tags/demo?at=1000000": "event_unknown"}
 	for _, page := range pages {
-		url := g.vars.Replace(page)
-		for _, look := range []struct {
-			width  int
-			scheme string
-		}{{1280, "light"}, {1280, "dark"}, {390, "light"}, {390, "dark"}} {
-			at := fmt.Sprintf("%s at %d px, %s", page, look.width, look.scheme)
-			b.look(look.width, look.scheme)
-			if look.scheme == "light" { // the other colors come without another load
-				b.open(g.url + url)
-			}
-			complaints := slices.DeleteFunc(b.errors(), func(s string) bool {
-				return fails[page] != "" && strings.HasPrefix(s, "Failed to load resource")
-			})
-			if len(complaints) > 0 {
-				t.Errorf("%s: %s", at, complaints)
-			}
-			if s := b.eval("document.documentElement.scrollWidth - innerWidth"); s != "0" {
-				t.Errorf("%s: the page is %s px too wide", at, s)
-			}
-			if s := b.eval(contrast); s != "" {
-				t.Errorf("%s: too little contrast:\n%s", at, s)
-			}
-			if s := b.eval("document.title + '|' + document.querySelector('h1')?.innerText"); !strings.HasSuffix(strings.Split(s, "|")[0], " · drover") || strings.HasSuffix(s, "|") {
-				t.Errorf("%s: title and head are %q", at, s)
-			}
-			if dir := os.Getenv("DROVER_SHOTS"); dir != "" {
-				b.shoot(filepath.Join(dir, strings.NewReplacer("/", "_", "?", "_", "&", "_", "=", "_").Replace(at)+".png"))
-			}
+		inspect(t, b, g.url, g.token, g.vars.Replace(page), fails[page])
+	}
+}
+
+// inspect looks at a page at both widths and in both colors, reads it as JSON and runs its
+// command line. A page that fails has to say so with a code and a remedy.
+func inspect(t *testing.T, b *browser, base, token, page, fails string) {
+	t.Helper()
+	for _, look := range []struct {
+		width  int
+		scheme string
+	}{{1280, "light"}, {1280, "dark"}, {390, "light"}, {390, "dark"}} {
+		at := fmt.Sprintf("%s at %d px, %s", page, look.width, look.scheme)
+		b.look(look.width, look.scheme)
+		if look.scheme == "light" { // the other colors come without another load
+			b.open(base + page)
 		}
-		if code := fails[page]; code != "" {
-			if s := b.eval("document.body.innerText"); !strings.Contains(s, code) || !strings.Contains(s, "What to do") {
-				t.Errorf("%s: no code and remedy: %s", page, s)
-			}
-			continue
+		complaints := slices.DeleteFunc(b.errors(), func(s string) bool {
+			return fails != "" && strings.HasPrefix(s, "Failed to load resource")
+		})
+		if len(complaints) > 0 {
+			t.Errorf("%s: %s", at, complaints)
 		}
-		// The same as JSON, by the link on the page and by the header.
-		for _, js := range []string{`fetch([...document.querySelectorAll("footer a")].find((a) => a.innerText === "JSON").href).then((r) => r.text())`,
-			`fetch(location.href, {headers: {Accept: "application/json"}}).then((r) => r.text())`} {
-			var v map[string]any
-			if err := json.Unmarshal([]byte(b.eval(js)), &v); err != nil || len(v) == 0 {
-				t.Errorf("%s as JSON: %v, %v", page, v, err)
-			}
+		if s := b.eval("document.documentElement.scrollWidth - innerWidth"); s != "0" {
+			t.Errorf("%s: the page is %s px too wide", at, s)
 		}
-		// The page's command line works.
-		line := b.eval(`document.querySelector("footer .cli code").innerText`)
-		c := exec.CommandContext(t.Context(), "sh", "-c", line)
-		c.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t))+":"+os.Getenv("PATH"), "DROVER_URL="+g.url, "DROVER_TOKEN="+g.token)
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Errorf("%s: %s: %v %s", page, line, err, out)
+		if s := b.eval(contrast); s != "" {
+			t.Errorf("%s: too little contrast:\n%s", at, s)
 		}
-		if s := b.eval(`[...document.querySelectorAll("time")].filter((t) => !/^\d{4}-.* UTC$/.test(t.title)).length`); s != "0" {
-			t.Errorf("%s: %s times without the exact one", page, s)
+		if s := b.eval("document.title + '|' + document.querySelector('h1')?.innerText"); !strings.HasSuffix(strings.Split(s, "|")[0], " · drover") || strings.HasSuffix(s, "|") {
+			t.Errorf("%s: title and head are %q", at, s)
 		}
+		if dir := os.Getenv("DROVER_SHOTS"); dir != "" {
+			b.shoot(filepath.Join(dir, strings.NewReplacer("/", "_", "?", "_", "&", "_", "=", "_", "%", "_").Replace(at)+".png"))
+		}
+	}
+	if fails != "" {
+		if s := b.eval("document.body.innerText"); !strings.Contains(s, fails) || !strings.Contains(s, "What to do") {
+			t.Errorf("%s: no code and remedy: %s", page, s)
+		}
+		return
+	}
+	// Every link of the page leads somewhere.
+	if s := b.eval(`Promise.all([...new Set([...document.querySelectorAll("main a[href]")].map((a) => a.href))].slice(0, 60).map((u) => fetch(u).then((r) => r.ok ? "" : r.status + " " + u))).then((l) => l.filter((s) => s).join("\n"))`); s != "" {
+		t.Errorf("%s: links that lead nowhere:\n%s", page, s)
+	}
+	_ = b.errors()
+	// The same as JSON, by the link on the page and by the header.
+	for _, js := range []string{`fetch([...document.querySelectorAll("footer a")].find((a) => a.innerText === "JSON").href).then((r) => r.text())`,
+		`fetch(location.href, {headers: {Accept: "application/json"}}).then((r) => r.text())`} {
+		var v map[string]any
+		if err := json.Unmarshal([]byte(b.eval(js)), &v); err != nil || len(v) == 0 {
+			t.Errorf("%s as JSON: %v, %v", page, v, err)
+		}
+	}
+	// The page's command line works.
+	line := b.eval(`document.querySelector("footer .cli code").innerText`)
+	c := exec.CommandContext(t.Context(), "sh", "-c", line)
+	c.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t))+":"+os.Getenv("PATH"), "DROVER_URL="+base, "DROVER_TOKEN="+token)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%s: %s: %v %s", page, line, err, out)
+	}
+	if s := b.eval(`[...document.querySelectorAll("time")].filter((t) => !/^\d{4}-.* UTC$/.test(t.title)).length`); s != "0" {
+		t.Errorf("%s: %s times without the exact one", page, s)
 	}
 }
 

@@ -42,7 +42,7 @@ func (s *Store) Search(ctx context.Context, ref, kind, query string) (hits []Hit
 		return nil, false, fault.Invalid("search_kind", "%.40q cannot be searched in", kind).Fix("search in one of: %s", strings.Join(SearchKinds(), ", "))
 	}
 	if len(query) < minQuery || len(query) > 200 {
-		return nil, false, fault.Invalid("search_query", "a search needs %d to 200 letters", minQuery)
+		return nil, false, fault.Invalid("search_query", "a search needs %d to 200 letters", minQuery).Fix("type more of it, or a pattern such as lib*")
 	}
 	if _, err := path.Match(query, ""); err != nil {
 		return nil, false, fault.Invalid("search_query", "%.100q is no pattern", query).Fix("close the bracket")
@@ -281,9 +281,9 @@ type PictureMove struct {
 
 // Sizes of the picture, in its own units.
 const (
-	boxWidth  = 190
+	boxWidth  = 210
 	boxHeight = 64
-	boxGap    = 110
+	boxGap    = 100
 	partGap   = 14
 )
 

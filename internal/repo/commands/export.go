@@ -54,6 +54,9 @@ func (c snapshotExport) Run(e *cli.Env) error {
 			return fault.Invalid("tree_name", "the server names a repository %.50q", f.Tree)
 		}
 	}
+	if err := dropCut(c.Dir, fs); err != nil {
+		return err
+	}
 	fetched := 0
 	for _, last := range []bool{false, true} {
 		g, ctx := errgroup.WithContext(e.Ctx)
@@ -88,6 +91,34 @@ func (c snapshotExport) Run(e *cli.Env) error {
 	})
 }
 
+// cutPrefix begins the names of files that are being fetched.
+const cutPrefix = ".export-"
+
+// dropCut removes what an export that was killed has left halfway in the trees.
+func dropCut(dir string, files []repo.TreeFile) error {
+	seen := map[string]bool{}
+	for _, f := range files {
+		in := filepath.Dir(filepath.Join(dir, f.Tree, filepath.FromSlash(f.Path)))
+		if seen[in] {
+			continue
+		}
+		seen[in] = true
+		there, err := os.ReadDir(in)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		for _, e := range there {
+			if strings.HasPrefix(e.Name(), cutPrefix) {
+				err = errors.Join(err, os.Remove(filepath.Join(in, e.Name())))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sameFile tells whether a file is there and has the right content.
 func sameFile(path string, f repo.TreeFile) bool {
 	in, err := os.Lstat(path)
@@ -118,7 +149,7 @@ func exportFile(ctx context.Context, c *web.Client, id string, f repo.TreeFile, 
 		return err
 	}
 	defer resp.Body.Close()
-	tmp, err := os.CreateTemp(dir, ".export-*")
+	tmp, err := os.CreateTemp(dir, cutPrefix+"*")
 	if err != nil {
 		return durable.Full(dir, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"embed"
 	"encoding/json"
 	"io"
-	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -178,7 +177,9 @@ func Add(srv *web.Server, s *repo.Store, m *mirrors.Store) {
 		if err != nil {
 			return web.Page{}, err
 		}
-		channels = slices.DeleteFunc(channels, func(c repo.Channel) bool { return source != "" && c.Name != source })
+		channels = slices.DeleteFunc(channels, func(c repo.Channel) bool {
+			return source != "" && c.Name != source && !strings.HasPrefix(c.Name, source+"/")
+		})
 		data.Channels = web.Cut(r, channels, limit, func(c repo.Channel) string { return c.Name })
 		ms, err := m.List(ctx)
 		if err != nil {
@@ -200,26 +201,21 @@ func Add(srv *web.Server, s *repo.Store, m *mirrors.Store) {
 	})
 	srv.Page("GET /snapshots/{id}", pages, "pages/snapshot.html", func(r *http.Request) (web.Page, error) {
 		var data struct {
-			repo.Snapshot
-			Trees    []treeSize             `json:"trees"`
-			Tree     string                 `json:"tree"` // whose packages are shown
-			Contents web.Rows[repo.Package] `json:"contents"`
+			repo.View
+			Next string `json:"next,omitempty"` // query of the part that follows
 		}
 		q := r.URL.Query()
-		c, err := s.Content(r.Context(), r.PathValue("id"))
-		if err != nil {
+		from, _ := strconv.Atoi(q.Get("after"))
+		var err error
+		if data.View, err = s.Look(r.Context(), r.PathValue("id"), q.Get("tree"), q.Get("q"), from, 200); err != nil {
 			return web.Page{}, err
 		}
-		data.Snapshot, data.Tree = c.Snapshot, q.Get("tree")
-		for _, t := range slices.Sorted(maps.Keys(c.Trees)) {
-			data.Trees = append(data.Trees, treeSize{t, len(c.Trees[t])})
-			if data.Tree == "" {
-				data.Tree = t
-			}
+		if data.More > 0 {
+			q.Del("format")
+			q.Set("after", strconv.Itoa(data.More))
+			data.Next = "?" + q.Encode()
 		}
-		ps := slices.DeleteFunc(c.Trees[data.Tree], func(p repo.Package) bool { return !strings.Contains(p.File, q.Get("q")) })
-		data.Contents = web.Cut(r, ps, 200, func(p repo.Package) string { return p.File })
-		return web.Page{Title: "Snapshot", Data: data, CLI: "drover snapshot show " + c.ID[:min(12, len(c.ID))]}, nil
+		return web.Page{Title: "Snapshot", Data: data, CLI: "drover snapshot show " + data.ID[:12]}, nil
 	})
 }
 
@@ -369,12 +365,6 @@ func searchRoutes(srv *web.Server, s *repo.Store) {
 		}
 		return web.Page{Title: "Search", Data: data, CLI: "drover search " + cli.Quote(cmp.Or(data.Query, "WORD")) + " --channel " + cli.Quote(cmp.Or(data.Channel, "CHANNEL")) + " --in " + data.In}, err
 	})
-}
-
-// treeSize is a tree of a snapshot and how many packages it has.
-type treeSize struct {
-	Name     string `json:"name"`
-	Packages int    `json:"packages"`
 }
 
 // mirrorNumbers adds what is known of mirrors to /metrics.
