@@ -121,7 +121,7 @@ func inspect(t *testing.T, b *browser, base, token, page, fails string) {
 		return
 	}
 	// Every link of the page leads somewhere.
-	if s := b.eval(`Promise.all([...new Set([...document.querySelectorAll("main a[href]")].map((a) => a.href))].slice(0, 60).map((u) => fetch(u).then((r) => r.ok ? "" : r.status + " " + u))).then((l) => l.filter((s) => s).join("\n"))`); s != "" {
+	if s := b.eval(`Promise.all([...new Set([...document.querySelectorAll("main a[href]")].map((a) => a.getAttribute("href")))].slice(0, 60).map((u) => fetch(u).then((r) => r.ok ? "" : r.status + " " + u))).then((l) => l.filter((s) => s).join("\n"))`); s != "" {
 		t.Errorf("%s: links that lead nowhere:\n%s", page, s)
 	}
 	_ = b.errors()
