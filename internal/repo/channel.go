@@ -839,7 +839,7 @@ func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, erro
 // unlisted finds new packages that belong to a stream of a module while no modules.yaml of their
 // repositories names them: dnf hides them, or takes them for what they are not.
 func (s *Store) unlisted(now []*tree, fresh map[string]Package) (out []gate.Finding, err error) {
-	var labelled []rpm.NEVRA
+	var labeled []rpm.NEVRA
 	for _, p := range fresh {
 		// A look at the release spares opening every package: builds of modules have it there.
 		if !strings.Contains(p.NEVRA, "module") || p.Core == "" {
@@ -854,10 +854,10 @@ func (s *Store) unlisted(now []*tree, fresh map[string]Package) (out []gate.Find
 			return nil, err
 		}
 		if q.Header.Has(rpm.Modularity) {
-			labelled = append(labelled, q.NEVRA())
+			labeled = append(labeled, q.NEVRA())
 		}
 	}
-	if len(labelled) == 0 {
+	if len(labeled) == 0 {
 		return nil, nil
 	}
 	var all []modules.Docs
@@ -881,7 +881,7 @@ func (s *Store) unlisted(now []*tree, fresh map[string]Package) (out []gate.Find
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range docs.Uncovered(labelled) {
+	for _, n := range docs.Uncovered(labeled) {
 		out = append(out, gate.Finding{Kind: "unlisted", Package: n.String(), Text: n.String() + " belongs to a module, and no modules.yaml names it: dnf would hide it"})
 	}
 	return out, nil

@@ -83,7 +83,6 @@ type Store struct {
 	lists   map[string][]place          // by chunk
 	known   map[string]part             // by codec and chunk
 	packers map[rpm.Codec][]*rpm.Packer // idle ones
-	gateMu  sync.Mutex                  // guards what follows
 }
 
 // New makes a Store.

@@ -25,8 +25,6 @@ const (
 	otherHead     = `<otherdata xmlns="http://linux.duke.edu/metadata/other" packages="1">`
 )
 
-var heads = map[rpm.Kind]string{rpm.KindPrimary: primaryHead, rpm.KindFilelists: filelistsHead, rpm.KindOther: otherHead}
-
 const goodFilelists = `<package pkgid="` + sum64 + `" name="a" arch="noarch">
   <version epoch="0" ver="1" rel="1"/>
   <file>/etc/a &amp; b &#x3e; "c" > d</file>

@@ -3,6 +3,7 @@ package rpm
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -100,7 +101,7 @@ func ReadTreeinfo(b []byte) (t Treeinfo, err error) {
 		files[p] = TreeFile{Path: p, Algo: algo, Sum: sum}
 	}
 	t.Main, t.Inst = first("mainimage", "stage2"), first("instimage", "stage2")
-	if err := cmp.Or(add(t.Main), add(t.Inst)); err != nil {
+	if err := errors.Join(add(t.Main), add(t.Inst)); err != nil {
 		return t, err
 	}
 	for _, section := range slices.Sorted(maps.Keys(ini)) {

@@ -2,6 +2,7 @@ package rpm
 
 import (
 	"cmp"
+	"errors"
 	"io"
 	"maps"
 	"slices"
@@ -161,7 +162,7 @@ func (x *scanner) update(t tag, items *int) (u Update, err error) {
 					return nil
 				}
 				var r UpdateReference
-				if err := cmp.Or(t.into(map[string]*string{"href": &r.Href, "id": &r.ID, "type": &r.Type, "title": &r.Title}), item()); err != nil {
+				if err := errors.Join(t.into(map[string]*string{"href": &r.Href, "id": &r.ID, "type": &r.Type, "title": &r.Title}), item()); err != nil {
 					return err
 				}
 				u.References = append(u.References, r)

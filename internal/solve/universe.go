@@ -308,7 +308,7 @@ func (b *builder) add(id uint32) bool {
 	mark := len(b.trail)
 	ok := b.force(id)
 	for _, t := range slices.Clone(b.trail[mark:]) {
-		ok = ok && b.fulfil(t)
+		ok = ok && b.fulfill(t)
 	}
 	if !ok {
 		for _, t := range b.trail[mark:] {
@@ -355,8 +355,8 @@ func (b *builder) excluded(id uint32) bool {
 	return false
 }
 
-// fulfil adds what a new member needs, and what others need because of it.
-func (b *builder) fulfil(id uint32) bool {
+// fulfill adds what a new member needs, and what others need because of it.
+func (b *builder) fulfill(id uint32) bool {
 	for _, a := range b.pkgs[id].reqs {
 		if !b.some(a, b.set) && !b.addOne(a) {
 			return false

@@ -426,7 +426,7 @@ func (ms Docs) Filter(has func(rpm.NEVRA) bool) Docs {
 // Uncovered is those packages that no build of a module names. Clients refuse to install a
 // package with a label of a module (the tag Modularity) that no document covers, or take it for
 // one of none: such packages must not be published.
-func (ms Docs) Uncovered(labelled []rpm.NEVRA) []rpm.NEVRA {
+func (ms Docs) Uncovered(labeled []rpm.NEVRA) []rpm.NEVRA {
 	covered := map[rpm.NEVRA]bool{}
 	for _, m := range ms {
 		for _, a := range m.Artifacts {
@@ -436,7 +436,7 @@ func (ms Docs) Uncovered(labelled []rpm.NEVRA) []rpm.NEVRA {
 		}
 	}
 	var out []rpm.NEVRA
-	for _, n := range labelled {
+	for _, n := range labeled {
 		if !covered[n] {
 			out = append(out, n)
 		}

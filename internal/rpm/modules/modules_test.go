@@ -204,7 +204,7 @@ func TestModulesMerged(t *testing.T) {
 // A package with the label of a module is found out when no document names it.
 func TestLabelledPackagesAreCovered(t *testing.T) {
 	ms := readModules(t, streamDoc("one", "1.0", 5, "one", "covered-1:1-1.x86_64"))
-	var labelled []rpm.NEVRA
+	var labeled []rpm.NEVRA
 	for _, s := range []rpmtest.Spec{{NEVRA: rpm.NEVRA{Name: "covered", Epoch: 1, Version: "1", Release: "1", Arch: "x86_64"}, Source: "s-1-1.src.rpm", Modularity: "one:1.0:5:c0ffee42"},
 		{NEVRA: rpm.NEVRA{Name: "covered", Version: "1", Release: "1", Arch: "x86_64"}, Source: "s-1-1.src.rpm", Modularity: "one:1.0:5:c0ffee42"}, {NEVRA: rpm.NEVRA{Name: "plain", Version: "1", Release: "1", Arch: "x86_64"}, Source: "s-1-1.src.rpm"}} {
 		b := s.Build()
@@ -213,11 +213,11 @@ func TestLabelledPackagesAreCovered(t *testing.T) {
 			t.Fatal(err)
 		}
 		if p.Header.Has(rpm.Modularity) {
-			labelled = append(labelled, p.NEVRA())
+			labeled = append(labeled, p.NEVRA())
 		}
 	}
-	if out := ms.Uncovered(labelled); len(labelled) != 2 || len(out) != 1 || out[0].Epoch != 0 {
-		t.Errorf("%v of %v", out, labelled)
+	if out := ms.Uncovered(labeled); len(labeled) != 2 || len(out) != 1 || out[0].Epoch != 0 {
+		t.Errorf("%v of %v", out, labeled)
 	}
 }
 
