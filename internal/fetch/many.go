@@ -20,6 +20,9 @@ type Job struct {
 	// be kept of it. It must not write to the file nor commit the batch. Several run at once. An
 	// error ends the job.
 	Take func(ctx context.Context, i int, f *os.File, b *blob.Batch) error
+	// Adopts tells that Take checks the bytes once more as it keeps them, and may give the file of a
+	// directory another link and time: that it changed meanwhile says nothing then.
+	Adopts bool
 	// Kept is told which files are durable in the store by now: the moment to write rows. One runs
 	// at a time. What it was not told, or failed for, is taken again by a later job without being
 	// fetched again.
@@ -156,8 +159,10 @@ func (r *job) takeOne(f fetched, b *blob.Batch) (int64, error) {
 	if err := r.Take(r.ctx, f.i, f.g.f, b); err != nil {
 		return 0, err
 	}
-	if err := f.g.unchanged(); err != nil {
-		return 0, err
+	if !r.Adopts {
+		if err := f.g.unchanged(); err != nil {
+			return 0, err
+		}
 	}
 	info, err := f.g.f.Stat()
 	if err != nil {

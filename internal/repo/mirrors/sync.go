@@ -618,7 +618,7 @@ func (y *syncing) takePackage(ctx context.Context, w rpm.PrimaryPackage, f *os.F
 	}
 	var d blob.Digest
 	if y.up.Local() {
-		d, _, err = b.Adopt(ctx, f, o, y.m.Link)
+		d, _, err = b.Adopt(ctx, f, o, y.m.Link && w.Algo == "sha256")
 	} else {
 		d, _, err = b.Put(ctx, io.NewSectionReader(f, 0, info.Size()), o)
 	}
@@ -661,6 +661,8 @@ func (y *syncing) fetch(pkgs []rpm.PrimaryPackage, ms []set.Member, todo []int, 
 		got[n], err = y.takePackage(ctx, pkgs[todo[n]], f, b, words != nil)
 		return err
 	}
+	// Without a sha256 the bytes are not compared again.
+	j.Adopts = y.up.Local() && !slices.ContainsFunc(todo, func(i int) bool { return pkgs[i].Algo != "sha256" })
 	j.Kept = func(ctx context.Context, done []int) error {
 		for _, n := range done {
 			if words != nil {
