@@ -363,7 +363,9 @@ func TestMirrorOfADirectory(t *testing.T) {
 		t.Errorf("not linked: %s", out)
 	}
 	copyTree(t, h.URL+"/snapshots/"+id+"/x86_64/", t.TempDir())
-	u.edit(t, ".treeinfo", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(sum256([]byte("kernel"))), []byte(sum256([]byte("other")))) })
+	u.edit(t, ".treeinfo", func(b []byte) []byte {
+		return bytes.ReplaceAll(b, []byte(sum256([]byte("kernel"))), []byte(sum256([]byte("other"))))
+	})
 	u.put(t, repotest.Data(t, "rpm-empty-0-0.x86_64.rpm"))
 	if _, err := h.Mirrors.Sync(h.System, "dir", nil); fault.Code(err) != "mirror_moved" {
 		t.Errorf("a kernel that is another: %v", err)
