@@ -17,7 +17,7 @@ import (
 )
 
 // TestFullDisk fills the disk of the server before a push, an upload, a submission, the end of
-// a build and a publish. Each says disk_full and changes nothing, or waits and goes on; what was
+// a build, a publish and a promotion. Each says disk_full and changes nothing, or waits and goes on; what was
 // published stays served; once there is space everything works again.
 func TestFullDisk(t *testing.T) {
 	engines(t, func(t *testing.T, db string) {
@@ -34,6 +34,8 @@ func TestFullDisk(t *testing.T) {
 		}
 		s.begin("ed25519")
 		s.round(1)
+		s.must("line", "set", "s9", "--part", "crash", "--stage", "dev", "--stage", "test")
+		s.waitFor("s9/dev follows", 30*time.Second, func() bool { _, err := s.drover("channel", "promote", "s9/test"); return err == nil })
 		served, err := s.channel("crash")
 		if err != nil {
 			t.Fatal(err)
@@ -163,6 +165,25 @@ func TestFullDisk(t *testing.T) {
 		disk.empty()
 		s.must("audit", "verify")
 		s.round(3)
+
+		// A promotion that makes metadata of its own finds no room, and does once there is some.
+		s.must("channel", "hold", "s9/test", "pair", "--reason", "so that there is something to make")
+		s.waitFor("round 3 is in s9/dev", 30*time.Second, func() bool {
+			files, err := s.channel("s9/dev")
+			return err == nil && strings.Contains(strings.Join(files, "\n"), "bulk-1-3.c.") && strings.Contains(strings.Join(files, "\n"), "pair-1-3.c.")
+		})
+		before, err := s.channel("s9/test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused("a promotion", func() (string, error) { return s.drover("channel", "promote", "s9/test") })
+		if now, err := s.channel("s9/test"); err != nil || strings.Join(now, " ") != strings.Join(before, " ") {
+			t.Errorf("s9/test after a promotion on a full disk: %v, %v", now, err)
+		}
+		s.must("channel", "promote", "s9/test")
+		if now, err := s.channel("s9/test"); err != nil || !strings.Contains(strings.Join(now, "\n"), "bulk-1-3.c.") || strings.Contains(strings.Join(now, "\n"), "pair-1-3.c.") {
+			t.Errorf("s9/test after the promotion: %v, %v", now, err)
+		}
 		for _, role := range []string{builder, signer, server} {
 			if code := s.stop(role, 20*time.Second); code != 0 {
 				t.Errorf("the %s ended with %d", role, code)

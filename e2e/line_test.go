@@ -172,6 +172,8 @@ func TestLine(t *testing.T) {
 	if out := s.must("channel", "plan", "s9/test"); !strings.Contains(out, "broken") || !strings.Contains(out, "bulk") || !strings.Contains(out, "needs-1-1.c.noarch") {
 		t.Errorf("the plan does not tell what breaks: %s", out)
 	}
+	b := newBrowser(t)
+	inspect(t, b, s.URL, s.Token, "/lines/s9?gate=shut", "")
 	s.refused(1, []string{"channel", "promote", "s9/test", "--force"}, "a reason is needed")
 	s.must("channel", "promote", "s9/test", "--force", "--reason", "bulk comes back tomorrow")
 	if out := s.must("events", "--subject", "channel/s9/test", "--kind", "channel.promote", "-o", "json"); !strings.Contains(out, `"forced":true`) && !strings.Contains(out, `"forced": true`) {
@@ -207,7 +209,7 @@ func TestLine(t *testing.T) {
 	s.refused(4, []string{"rpm", "nothing"}, "package_unknown", "drover search")
 
 	s.export(first)
-	s.pages(t)
+	s.pages(t, b)
 	s.codecs()
 	if out := s.must("blob", "scrub"); !strings.Contains(out, "0 ") && strings.Contains(out, "damaged") {
 		t.Errorf("scrub: %s", out)
@@ -359,11 +361,10 @@ func (s *scenario) codecs() {
 }
 
 // pages looks at the pages of lines, snapshots and packages with something on them.
-func (s *scenario) pages(t *testing.T) {
+func (s *scenario) pages(t *testing.T, b *browser) {
 	t.Helper()
 	s.must("channel", "freeze", "s9/test", "--reason", "until the pages are looked at", "--for", "24h")
 	s.must("channel", "hold", "s9/prod", "pair*", "--reason", "waits for its data", "--for", "1h")
-	b := newBrowser(t)
 	var dev repo.Channel
 	if err := s.get("/api/v1/channels/s9%2Fdev", &dev); err != nil {
 		t.Fatal(err)
