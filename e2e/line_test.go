@@ -269,6 +269,7 @@ func (s *scenario) export(first time.Time) {
 		s.Errorf("two damaged files: %+v", x)
 	}
 	s.whole(dir, when)
+	s.takenOver(dir)
 	// Cut off in the middle, and again.
 	cut := filepath.Join(s.Dir, "cut")
 	c := exec.Command(s.Bin, "snapshot", "export", "s9/prod", cut)
@@ -378,4 +379,24 @@ func (s *scenario) pages(t *testing.T, b *browser) {
 	}
 	s.must("channel", "thaw", "s9/test")
 	s.must("channel", "unhold", "s9/prod", "pair*")
+}
+
+// takenOver lets another server take an exported tree over from its directory: the same
+// metadata and signature, and dnf installs from there.
+func (s *scenario) takenOver(dir string) {
+	s.Helper()
+	other := newSite(s.TB, memory(s.TB), "", "--no-builder", "--no-signer", "--import", dir)
+	other.start(server)
+	key := filepath.Join(s.Dir, "crash.asc")
+	s.write(key, []byte(s.page("/keys/crash.asc")))
+	other.must("mirror", "set", "back", "file://"+filepath.Join(dir, "crash.x86_64")+"/", "--gpgkey", key, "--verify-packages")
+	other.must("mirror", "sync", "back")
+	theirs, err := os.ReadFile(filepath.Join(dir, "crash.x86_64/repodata/repomd.xml"))
+	if ours := other.page("/channels/back/x86_64/repodata/repomd.xml"); err != nil || ours != string(theirs) {
+		s.Errorf("a tree that was taken over has other metadata: %v\n%s", err, ours)
+	}
+	if out, err := other.host("back", other.page("/channels/back.repo"), "install", "pair", "needs"); err != nil || other.installed("back", "bulk") != "1.c" {
+		s.Errorf("an installation from a tree that was taken over: %v\n%s", err, out)
+	}
+	other.refused(1, []string{"mirror", "set", "etc", "file:///etc/"}, "--import")
 }
