@@ -82,12 +82,13 @@ type Store struct {
 	trees   map[string]tree             // by id
 	lists   map[string][]place          // by chunk
 	known   map[string]part             // by codec and chunk
+	found   map[found]what              // what was asked for and never changes
 	packers map[rpm.Codec][]*rpm.Packer // idle ones
 }
 
 // New makes a Store.
 func New(c Config) *Store {
-	s := &Store{Config: c, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s := &Store{Config: c, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, found: map[found]what{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants

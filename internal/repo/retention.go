@@ -237,6 +237,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	clear(s.trees)
 	clear(s.lists)
 	clear(s.known)
+	clear(s.found)
 	s.mu.Unlock()
 	used := map[string]bool{}   // chunks
 	needed := map[string]bool{} // packages

@@ -90,14 +90,22 @@ func (s *Store) channels(w *serving.Meter, r *http.Request) error {
 	part := strings.Split(rest, "/")
 	var a address
 	n := 1
-	if len(part) > 3 {
+	if len(part) > 3 && part[1] != "at" {
 		two := part[0] + "/" + part[1]
-		var known int
-		err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
-			return tx.QueryRow("SELECT COUNT(*) FROM (SELECT 1 FROM repo_channel WHERE name = $1 LIMIT 1) AS known", two).Scan(&known)
-		})
-		if err != nil {
-			return err
+		known := 0
+		if _, ok := s.recall(found{channel: two}); ok {
+			known = 1
+		}
+		if known == 0 {
+			err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
+				return tx.QueryRow("SELECT COUNT(*) FROM (SELECT 1 FROM repo_channel WHERE name = $1 LIMIT 1) AS known", two).Scan(&known)
+			})
+			if err != nil {
+				return err
+			}
+			if known > 0 { // the name of a channel stays one
+				s.keepFound(found{channel: two}, what{})
+			}
 		}
 		n += known
 	}
@@ -120,9 +128,13 @@ func (s *Store) channels(w *serving.Meter, r *http.Request) error {
 
 // snapshotFile serves a file of an immutable snapshot.
 func (s *Store) snapshotFile(w *serving.Meter, r *http.Request) error {
+	key := found{snapshot: r.PathValue("id"), tree: r.PathValue("tree"), path: r.PathValue("path")}
+	if f, ok := s.recall(key); ok {
+		return s.serve(w, r, f, true)
+	}
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) (err error) {
-		f, err = s.lookup(tx, r.PathValue("id"), r.PathValue("tree"), r.PathValue("path"))
+		f, err = s.lookup(tx, key.snapshot, key.tree, key.path)
 		return err
 	})
 	if db.NoRow(err) {
@@ -131,7 +143,36 @@ func (s *Store) snapshotFile(w *serving.Meter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.keepFound(key, f)
 	return s.serve(w, r, f, true)
+}
+
+// found is an address whose answer never changes: of a snapshot, asked for by itself or as what
+// a channel has or had.
+type found struct{ channel, snapshot, tree, path string }
+
+// keptFound is of how many addresses the answer is kept: a fleet asks for the same ones after a
+// promotion.
+const keptFound = 20_000
+
+func (s *Store) recall(key found) (what, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, ok := s.found[key]
+	return f, ok
+}
+
+// keepFound keeps an answer, but for that of a package that is not fetched yet.
+func (s *Store) keepFound(key found, f what) {
+	if f.pkg != nil && f.pkg.Core == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.found) >= keptFound {
+		clear(s.found)
+	}
+	s.found[key] = f
 }
 
 // channelFile serves a file of a channel. repomd.xml and its signature are the present
@@ -141,6 +182,11 @@ func (s *Store) snapshotFile(w *serving.Meter, r *http.Request) error {
 func (s *Store) channelFile(w *serving.Meter, r *http.Request, a address) error {
 	name, tree, path, pin := a.channel, a.tree, a.path, a.pin
 	moving := path == repomdFile || path == repomdFile+".asc"
+	key := found{name, pin, tree, path}
+	if f, ok := s.recall(key); ok && pin != "" {
+		w.Channel = name
+		return s.serve(w, r, f, true)
+	}
 	var f what
 	err := s.DB.Read(r.Context(), func(tx *db.Tx) error {
 		c, err := channelAt(tx, name, event.Now)
@@ -165,6 +211,9 @@ func (s *Store) channelFile(w *serving.Meter, r *http.Request, a address) error 
 	}
 	if err != nil {
 		return err
+	}
+	if pin != "" {
+		s.keepFound(key, f)
 	}
 	return s.serve(w, r, f, pin != "" || !moving)
 }
