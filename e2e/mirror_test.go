@@ -68,7 +68,7 @@ func (c counter) Write(p []byte) (int, error) {
 func TestMirrorCrash(t *testing.T) {
 	kills, packages := 6, 60
 	if os.Getenv("DROVER_LONG") != "" {
-		kills, packages = 50, 500
+		kills, packages = 50, 900
 	}
 	d := &dripping{dir: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(d.dir, "Packages"), 0o755); err != nil {
