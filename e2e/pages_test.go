@@ -165,6 +165,16 @@ func TestKeys(t *testing.T) {
 	}
 	b.eval(`document.activeElement.click()`)
 	b.until("the package's page", func() bool { return b.eval("location.pathname") == "/packages/rpms/hello" })
+	// A line's page by the keyboard alone.
+	b.open(g.url + "/lines")
+	b.key("j")
+	b.eval(`document.activeElement.click()`)
+	b.until("the line's page", func() bool { return b.eval("location.pathname") == "/lines/steps" })
+	b.open(g.url + "/search")
+	b.key("/")
+	if s := b.eval("document.activeElement.name"); s != "q" {
+		t.Errorf("/ on the page of searches goes to %q", s)
+	}
 }
 
 func TestLiveLog(t *testing.T) {

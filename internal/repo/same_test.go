@@ -14,6 +14,7 @@ import (
 	"drover/internal/build"
 	"drover/internal/db"
 	"drover/internal/db/dbtest"
+	"drover/internal/fault"
 	"drover/internal/release"
 	"drover/internal/repo"
 	"drover/internal/repo/repotest"
@@ -162,4 +163,66 @@ func unpacked(t *testing.T, name string, b []byte) string {
 		t.Fatal(err)
 	}
 	return string(out)
+}
+
+// What the page of a snapshot shows comes a part at a time, and all of it once.
+func TestLook(t *testing.T) {
+	type made struct {
+		srpm string
+		rpms []string
+	}
+	var all []made
+	for _, name := range []string{"ant", "bee", "cat"} {
+		s, r := repotest.RPMBuild(t, repotest.Spec(name, "1"))
+		all = append(all, made{s, r})
+	}
+	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
+		h := repotest.New(t, d)
+		h.Tag(release.Tag{Name: "zoo"})
+		first := h.Published("zoo")
+		for _, m := range all {
+			h.Submit("zoo", m.srpm, m.rpms...)
+		}
+		now := h.Published("zoo")
+		h.OK(h.Repo.SetName(h.System, "noah", "zoo", "two of each"))
+		want := map[string]bool{}
+		for _, p := range content(t, h, now.Snapshot).Trees["x86_64"] {
+			want[p.File] = true
+		}
+		n := 0
+		for from, more := 0, true; more; n++ {
+			v, err := h.Repo.Look(h.System, "noah", "x86_64", "", from, 2)
+			h.OK(err)
+			if len(v.Contents) > 2 || len(v.Contents) == 0 || v.Size != 3 || v.Tree != "x86_64" || len(v.Trees) != 3 {
+				t.Fatalf("from %d: %+v", from, v)
+			}
+			for _, p := range v.Contents {
+				if !want[p.File] {
+					t.Errorf("%s comes twice", p.File)
+				}
+				delete(want, p.File)
+			}
+			if len(v.Names) != 1 || v.Names[0].Name != "noah" || !slices.Equal(v.Channels, []string{"zoo"}) || v.Previous == "" {
+				t.Errorf("around it: %+v", v)
+			}
+			from, more = v.More, v.More > 0
+		}
+		if len(want) > 0 || n != 2 {
+			t.Errorf("%d parts, and %v did not come", n, want)
+		}
+		v, err := h.Repo.Look(h.System, "zoo", "x86_64", "bee", 0, 2)
+		h.OK(err)
+		if len(v.Contents) != 1 || v.Contents[0].File != "bee-1-1.noarch.rpm" || v.More != 0 {
+			t.Errorf("bees: %+v", v)
+		}
+		if v, err = h.Repo.Look(h.System, first.Snapshot, "", "", 0, 2); err != nil || len(v.Contents) > 0 || v.Previous != "" || len(v.Channels) > 0 {
+			t.Errorf("the first state: %+v %v", v, err)
+		}
+		if _, err = h.Repo.Look(h.System, "zoo", "nope", "", 0, 2); fault.Code(err) != "tree_unknown" {
+			t.Errorf("a tree that is not there: %v", err)
+		}
+		if _, err = h.Repo.Look(h.System, "zoo", "x86_64", "", -5, 2); err != nil {
+			t.Errorf("from before the start: %v", err)
+		}
+	})
 }
