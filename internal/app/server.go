@@ -125,6 +125,9 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	s.Sign = sign.New(s.DB, log)
 	s.Repo = repo.New(repo.Config{DB: s.DB, Blobs: s.Blobs, Builds: s.Build, Release: s.Release, Signer: packets{s.Sign}, Dir: filepath.Join(s.Config.Dir, "incoming"), Log: log})
 	s.Mirrors = mirrors.New(mirrors.Setup{Repo: s.Repo, Secrets: filepath.Join(s.Config.Dir, "secrets"), Imports: s.Config.Imports})
+	if _, err := s.Mirrors.Node(); err != nil {
+		return s, err
+	}
 	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
 	s.routes()

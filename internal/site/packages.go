@@ -174,7 +174,7 @@ func (s *Site) bring(ctx context.Context, f *flight, path string) (err error) {
 
 func wrong(path string) error {
 	return fault.Unavailable("site_package_wrong", "%s came from the centre with bytes that the metadata does not name", path).
-		Fix("run `drover audit blobs` at the centre; if it is clean, somebody changes what comes from there")
+		Fix("run `drover blob scrub` at the centre; if it is clean, somebody changes what comes from there")
 }
 
 // crowded says once in a while that packages are not kept, and lets room be made.

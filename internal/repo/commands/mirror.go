@@ -80,7 +80,7 @@ type mirrorSet struct {
 	Metalink       string        `help:"Address of a metalink, instead of URL."`
 	Mirrorlist     string        `help:"Address of a list of mirrors, instead of URL."`
 	Arch           string        `default:"x86_64" help:"Arch of the tree."`
-	Gpgkey         []string      `help:"File with upstream's OpenPGP keys. Signatures have to be by one of them, and hosts check with them. Repeatable." type:"existingfile"`
+	Gpgkey         []string      `help:"File with upstream's OpenPGP keys. Signatures have to be by one of them, and hosts check with them. Repeatable." type:"path"`
 	VerifyPackages bool          `help:"Refuse packages that are not signed with a key of --gpgkey."`
 	Only           []string      `name:"only-arch" help:"Only packages of this arch; noarch has to be named too. Repeatable."`
 	Include        []string      `help:"Only packages whose name, name.arch or NEVRA matches. Repeatable."`
@@ -116,7 +116,7 @@ func (c mirrorSet) Run(e *cli.Env) error {
 	for _, f := range c.Gpgkey {
 		b, err := os.ReadFile(f)
 		if err != nil {
-			return err
+			return fault.Invalid("gpgkey", "the file of a key cannot be read").Wrap(err).Fix("give the file that upstream's keys are in")
 		}
 		m.Keys += strings.TrimSpace(string(b)) + "\n"
 	}

@@ -21,7 +21,7 @@ func (y *syncing) due(now int64, failures int) int64 {
 	every := y.m.Every * 1_000_000
 	if failures > 0 {
 		wait := min(every, int64(time.Hour/time.Microsecond), int64(time.Minute/time.Microsecond)<<min(failures-1, 10))
-		return now + wait/2 + rand.Int64N(wait/2+1)
+		return now + wait/2 + rand.Int64N(wait/2+1) //nolint:gosec // jitter
 	}
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(y.m.Name)) // it can't fail
@@ -30,7 +30,7 @@ func (y *syncing) due(now int64, failures int) int64 {
 	if next < now+every/2 {
 		next += every
 	}
-	return next + rand.Int64N(every/20+1)
+	return next + rand.Int64N(every/20+1) //nolint:gosec // jitter
 }
 
 // Times of the loop: how soon what another server did is seen, and when parts of files that nobody

@@ -106,9 +106,9 @@ func (y *syncing) pause(n int) error {
 
 func (s *Store) fetchDir() string { return filepath.Join(s.Repo.Dir, "fetch") }
 
-// node is this server's name for leases: that of its directory, so that after a kill it takes up
-// its own work at once.
-func (s *Store) node() (string, error) {
+// Node is this server's name for leases: that of its directory, so that after a kill it takes up
+// its own work at once. It is made when there is none yet.
+func (s *Store) Node() (string, error) {
 	name := filepath.Join(s.Repo.Dir, "node")
 	b, err := os.ReadFile(name)
 	if errors.Is(err, os.ErrNotExist) {
@@ -137,7 +137,7 @@ func (s *Store) begin(ctx context.Context, name string) (y *syncing, end func() 
 		s.mu.Unlock()
 	}
 	y = &syncing{Store: s, began: time.Now()}
-	node, err := s.node()
+	node, err := s.Node()
 	take := func(ctx context.Context) error {
 		return s.db.Write(ctx, func(tx *db.Tx) error {
 			n, err := tx.Exec("UPDATE repo_mirror_state SET owner = $1, lease = $2 WHERE name = $3 AND (owner = $1 OR lease < $4)", node, tx.Now()+lease.Microseconds(), name, tx.Now())
@@ -343,7 +343,7 @@ func carried() []string {
 func (y *syncing) commit(d *repo.Draft) error {
 	y.next.Snapshot, y.next.Changed = d.Seal(), y.next.Good
 	y.next.Fetched, y.next.Took = y.fetched.Load(), time.Since(y.began).Seconds()
-	node, err := y.node()
+	node, err := y.Node()
 	if err != nil {
 		return err
 	}
