@@ -117,7 +117,7 @@ func blobs(t *testing.T, h *repotest.House) (n int) {
 func leftovers(t *testing.T, h *repotest.House, failed bool) {
 	t.Helper()
 	for _, dir := range []string{"incoming/fetch", "blobs/staging"} {
-		if m, err := filepath.Glob(filepath.Join(h.Dir, dir, "*")); err != nil || len(m) > 0 && !(failed && dir == "incoming/fetch") {
+		if m, err := filepath.Glob(filepath.Join(h.Dir, dir, "*")); err != nil || len(m) > 0 && (!failed || dir != "incoming/fetch") {
 			t.Errorf("left over: %v %v", m, err)
 		}
 	}

@@ -535,7 +535,7 @@ func (y *syncing) here(pkgs []rpm.PrimaryPackage, ms []set.Member) (todo []int, 
 				return nil, err
 			}
 		}
-		if present && y.m.VerifyPackages && !(checked && before[p.Href] == m.PkgID) {
+		if present && y.m.VerifyPackages && (!checked || before[p.Href] != m.PkgID) {
 			if err := y.verify(p, m.Package); err != nil {
 				return nil, err
 			}

@@ -59,7 +59,7 @@ func (f Filter) Apply(ps []rpm.PrimaryPackage, docs modules.Docs) []rpm.PrimaryP
 		debug := strings.HasSuffix(p.Name, "-debuginfo") || strings.HasSuffix(p.Name, "-debugsource") || strings.Contains(p.Name, "-debuginfo-common")
 		switch {
 		case f.NoSource && source, f.NoDebug && debug:
-		case len(f.Arches) > 0 && !slices.Contains(f.Arches, p.Arch) && !(source && !f.NoSource):
+		case len(f.Arches) > 0 && !slices.Contains(f.Arches, p.Arch) && (!source || f.NoSource):
 		case len(f.Include) > 0 && !matches(f.Include, p), matches(f.Exclude, p):
 		default:
 			out = append(out, p)
