@@ -41,13 +41,31 @@ type source struct {
 	specs []rpmtest.Spec
 }
 
-// sources takes the first builds of the corpus, one of each source package, with n packages.
+// sources takes the first builds of the corpus, one of each source package, with n packages for
+// x86_64.
 func sources(b *testing.B, c *rpmtest.Corpus, n int) (out []source) {
 	b.Helper()
-	at, build := map[string]int{}, map[string]string{}
-	total := 0
-	for i := 0; total < n; i++ {
-		s, err := c.Spec(i)
+	// Which packages of the corpus these are is the same in each round of its names.
+	var chosen []int
+	build, i := map[string]string{}, 0
+	err := rpm.ReadPrimary(appStream(b), func(p rpm.PrimaryPackage) error {
+		src, err := rpm.ParseNEVRA(p.Source)
+		if err != nil {
+			return err
+		}
+		if had, ok := build[src.Name]; (!ok || had == p.Source) && (p.Arch == "x86_64" || p.Arch == "noarch") {
+			build[src.Name] = p.Source
+			chosen = append(chosen, i)
+		}
+		i++
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	at := map[string]int{}
+	for k := range n {
+		s, err := c.Spec(k/len(chosen)*c.Len() + chosen[k%len(chosen)])
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -55,19 +73,30 @@ func sources(b *testing.B, c *rpmtest.Corpus, n int) (out []source) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if had, ok := build[src.Name]; ok && had != s.Source || s.Arch != "x86_64" && s.Arch != "noarch" {
-			continue
-		}
-		k, ok := at[src.Name]
+		j, ok := at[src.Name]
 		if !ok {
-			k = len(out)
-			at[src.Name], build[src.Name] = k, s.Source
+			j = len(out)
+			at[src.Name] = j
 			out = append(out, source{name: src.Name})
 		}
-		out[k].specs = append(out[k].specs, s)
-		total++
+		out[j].specs = append(out[j].specs, s)
 	}
 	return out
+}
+
+// appStream opens AppStream's own primary.xml.
+func appStream(b *testing.B) *os.File {
+	b.Helper()
+	found, err := filepath.Glob("../../shared/data/cs9-appstream/repodata/*-primary.xml.gz")
+	if err != nil || len(found) != 1 {
+		b.Fatalf("AppStream's metadata is not there: %v", err)
+	}
+	f, err := os.Open(found[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = f.Close() })
+	return f
 }
 
 // next is the next release of a build.
@@ -348,7 +377,7 @@ func (t *tagged) moves(call func(method, path string, in any), published func(),
 			}
 		}
 	}
-	call("PUT", "/api/v1/lines/l", map[string]any{"parts": []string{"bench"}, "stages": []string{"dev", "prod"}, "key": "bench"})
+	call("PUT", "/api/v1/lines/l", map[string]any{"parts": []string{"bench"}, "stages": []string{"dev", "prod"}})
 	followed()
 	took("promote-first", promote)
 	rest := t.more[len(t.more)-many:]

@@ -101,16 +101,7 @@ func BenchmarkStorage(b *testing.B) {
 // realSizes is the sizes of AppStream's packages as its primary.xml tells them.
 func realSizes(b *testing.B) (out []int64) {
 	b.Helper()
-	found, err := filepath.Glob("../../shared/data/cs9-appstream/repodata/*-primary.xml.gz")
-	if err != nil || len(found) != 1 {
-		b.Fatalf("AppStream's metadata is not there: %v", err)
-	}
-	f, err := os.Open(found[0])
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	err = rpm.ReadPrimary(f, func(p rpm.PrimaryPackage) error {
+	err := rpm.ReadPrimary(appStream(b), func(p rpm.PrimaryPackage) error {
 		if !strings.HasSuffix(p.Arch, "src") {
 			out = append(out, p.Size)
 		}
