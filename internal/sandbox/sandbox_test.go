@@ -124,7 +124,7 @@ func TestRun(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, s *Sandbox) {
 		t.Logf("%+v", s.Probe(t.Context()))
 		r := newRoot(t, s, RootSpec{Lower: []string{layer}})
-		res, out := run(t, r, sh(`id -u; hostname; pwd; env | sort; echo out >/dev/stdout; echo $$; ls /sys/fs/cgroup; cat /proc/self/cgroup | cut -d: -f3 | sort -u; exit 7`))
+		res, out := run(t, r, sh(`id -u; hostname; pwd; env | sort; echo out >/dev/stdout; echo $$; ls /sys/fs/cgroup 2>&1; cat /proc/self/cgroup | cut -d: -f3 | sort -u; exit 7`))
 		if res.ExitCode != 7 || res.Reason != ReasonNone || fault.Code(res.Err()) != "command_failed" {
 			t.Errorf("%+v", res)
 		}
