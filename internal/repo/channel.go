@@ -812,6 +812,14 @@ func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error)
 	return out, nil
 }
 
+// gateTrees is trees as the gate sees them.
+func gateTrees(ts []*tree) (out []gate.Tree) {
+	for _, t := range ts {
+		out = append(out, gate.Tree{Arch: t.arch(), Signed: t.key != "", Chunks: t.chunks})
+	}
+	return out
+}
+
 // judge asks the gate about a move.
 func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, error) {
 	var d gate.Difference
@@ -819,13 +827,7 @@ func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, erro
 	if err != nil {
 		return gate.Verdict{}, err
 	}
-	seen := func(ts []*tree) (out []gate.Tree) {
-		for _, t := range ts {
-			out = append(out, gate.Tree{Arch: t.arch(), Signed: t.key != "", Chunks: t.chunks})
-		}
-		return out
-	}
-	v, err := s.gate.Judge(ctx, seen(old), seen(now), d)
+	v, err := s.gate.Judge(ctx, gateTrees(old), gateTrees(now), d)
 	if err != nil {
 		return v, err
 	}

@@ -225,7 +225,8 @@ func (s *Store) followLine(ctx context.Context, l Line) error {
 	if err != nil || !due {
 		return err
 	}
-	return s.DB.Write(ctx, func(tx *db.Tx) error {
+	var moved []*tree
+	err = s.DB.Write(ctx, func(tx *db.Tx) error {
 		l, err := lineAt(tx, l.Name, event.Now)
 		if err != nil {
 			return err
@@ -248,8 +249,14 @@ func (s *Store) followLine(ctx context.Context, l Line) error {
 		if err := s.keepSnapshot(tx, sn, ts, parts, ev); err != nil {
 			return err
 		}
+		moved = ts
 		return point(tx, l.channel(0), sn.ID, ev)
 	})
+	if err != nil {
+		return err
+	}
+	// Somebody will ask what the next stage would get; the answer is quick then.
+	return s.gate.Warm(ctx, gateTrees(moved))
 }
 
 // compose puts the present states of a line's parts together. A part that has no state yet is

@@ -16,6 +16,8 @@ import (
 	"drover/internal/release"
 	"drover/internal/repo/set"
 	"drover/internal/rpm"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Waits before a tag that could not be published is tried again: the first and, each time
@@ -302,18 +304,28 @@ func (s *Store) signed(ctx context.Context, t change) ([]Package, error) {
 			return nil, err
 		}
 	}
-	made := make([]rpm.Template, len(missing))
+	made := make([][]byte, len(missing))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(packers)
 	for n, i := range missing {
 		if t.Key == "" {
 			heads[n] = rpms[i].Head
 		}
-		if out[i], made[n], err = s.describe(heads[n], rpms[i].Core, t.Key); err != nil {
-			return nil, err
-		}
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return gctx.Err()
+			}
+			p, entry, err := s.describe(heads[n], rpms[i].Core, t.Key)
+			out[i], made[n] = p, s.squeeze(entry.Encode())
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	return out, s.DB.Write(ctx, func(tx *db.Tx) error {
 		for n, i := range missing {
-			if err := s.KeepPackage(tx, out[i], made[n]); err != nil {
+			if err := keepPacked(tx, out[i], made[n]); err != nil {
 				return err
 			}
 		}

@@ -130,12 +130,17 @@ func scanPackage(scan func(...any) error) (p Package, err error) {
 // KeepPackage writes a package with what metadata says of it. One that was known by metadata only
 // is here from then on.
 func (s *Store) KeepPackage(tx *db.Tx, p Package, t rpm.Template) error {
-	if _, err := tx.Exec("INSERT INTO repo_entry (id, data) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", p.Entry, s.squeeze(t.Encode())); err != nil {
+	return keepPacked(tx, p, s.squeeze(t.Encode()))
+}
+
+// keepPacked is KeepPackage with the entry packed already.
+func keepPacked(tx *db.Tx, p Package, entry []byte) error {
+	if _, err := tx.Exec("INSERT INTO repo_entry (id, data) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", p.Entry, entry); err != nil {
 		return err
 	}
 	n, err := tx.Exec("INSERT INTO repo_package (pkgid, header, nevra, file, arch, source, key, head, core, size, header_start, header_end, mtime, built, entry, created) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (pkgid) DO UPDATE SET header = excluded.header, core = excluded.core, header_start = excluded.header_start, header_end = excluded.header_end WHERE repo_package.core = '' AND excluded.core <> ''",
 		p.PkgID, p.Header, p.NEVRA, p.File, p.Arch, p.Source, p.Key, p.Head.String(), p.Core.String(), p.Size, p.Start, p.End, p.Mtime, p.Built, p.Entry, tx.Now())
-	if err == nil && n > 0 && p.Core != "" {
+	if err == nil && n > 0 && p.Core != "" && p.Head == "" { // others never were absent
 		_, err = tx.Exec("DELETE FROM repo_absent WHERE pkgid = $1", p.PkgID)
 	}
 	return err

@@ -189,6 +189,20 @@ type data struct {
 	paths []byte
 }
 
+// Warm makes what a judgment of trees will need of their chunks, so that it need not be made
+// while a person waits.
+func (s *Gate) Warm(ctx context.Context, ts []Tree) error {
+	for _, t := range ts {
+		if t.Arch == "" {
+			continue
+		}
+		if _, _, _, err := s.load(ctx, nil, []Tree{t}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keptUniverses is how many sets of packages are kept: 1 MiB each for 60,000 packages.
 const keptUniverses = 32
 
