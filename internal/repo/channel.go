@@ -827,6 +827,10 @@ func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, erro
 	if err != nil {
 		return gate.Verdict{}, err
 	}
+	d.Others = func(of Package, beside map[string]Package) (out []string, err error) {
+		err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.others(tx, now, of, beside); return err })
+		return out, err
+	}
 	v, err := s.gate.Judge(ctx, gateTrees(old), gateTrees(now), d)
 	if err != nil {
 		return v, err

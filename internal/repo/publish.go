@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -272,8 +273,15 @@ func (s *Store) publish(ctx context.Context, tag string) error {
 			s.remember(*t)
 		}
 	}
+	if sn.Packages > 0 && len(c.rpms) > manyRPMs {
+		// A whole tag was made; the changes to come need little of the memory that this took.
+		debug.FreeOSMemory()
+	}
 	return nil
 }
+
+// manyRPMs is after how many packages at once the memory for them is given back.
+const manyRPMs = 1000
 
 // signed finds the served form of each package, signed with the tag's key. What is missing is
 // signed in one batch.

@@ -93,7 +93,7 @@ func New(c Config) *Store {
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants
 	}
-	s.gate = gate.New(gate.Config{DB: c.DB, Members: s.members, Templates: s.templates, Pack: s.squeeze,
+	s.gate = gate.New(gate.Config{DB: c.DB, Members: s.members, Places: s.placesOf, Templates: s.templates, Pack: s.squeeze,
 		Unpack: func(b []byte) ([]byte, error) { return s.unpack.DecodeAll(b, nil) },
 		Open: func(p Package) (*rpm.Package, func() error, error) {
 			r, size, b, err := s.open(p.Head, p.Core)

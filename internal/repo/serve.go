@@ -17,6 +17,7 @@ import (
 	"drover/internal/event"
 	"drover/internal/fault"
 	"drover/internal/repo/serving"
+	"drover/internal/repo/set"
 	"drover/internal/rpm"
 	"drover/internal/web"
 )
@@ -507,7 +508,8 @@ func (s *Store) logs(ctx context.Context, gone, come []Package) ([]Log, error) {
 	return out, nil
 }
 
-// differTrees gives the packages, by header, of the chunks that two sets of trees do not share.
+// differTrees gives the packages, by header, that only one of two sets of trees has. One that was
+// signed anew is in both. It reads the lists of those chunks only that they do not share.
 func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[string]Package, err error) {
 	chunks := [2]map[string]chunk{{}, {}}
 	for i, ts := range [][]*tree{old, now} {
@@ -517,25 +519,78 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 			}
 		}
 	}
-	out := [2]map[string]Package{{}, {}}
+	known := map[string]Package{}
+	ids := [2]map[string]bool{{}, {}}
 	for i := range chunks {
 		for id, c := range chunks[i] {
 			if _, shared := chunks[1-i][id]; shared {
 				continue
 			}
-			ms := c.Members
-			if ms == nil {
-				var err error
-				if ms, err = s.membersTx(tx, id); err != nil {
-					return nil, nil, err
-				}
+			for _, m := range c.Members {
+				known[m.PkgID], ids[i][m.PkgID] = m.Package, true
 			}
-			for _, m := range ms {
-				out[i][m.Header] = m.Package
+			if c.Members != nil {
+				continue
+			}
+			ps, err := s.places(tx, id)
+			if err != nil {
+				return nil, nil, err
+			}
+			for _, p := range ps {
+				ids[i][p.PkgID] = true
+			}
+		}
+	}
+	out := [2]map[string]Package{{}, {}}
+	for i := range ids {
+		var ask []string
+		for id := range ids[i] {
+			if ids[1-i][id] {
+				continue
+			}
+			if p, ok := known[id]; ok {
+				out[i][p.Header] = p
+			} else {
+				ask = append(ask, id)
+			}
+		}
+		for part := range slices.Chunk(ask, bulk) {
+			err := tx.Each(func(scan func(...any) error) error {
+				p, err := scanPackage(scan)
+				out[i][p.Header] = p
+				return err
+			}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(part))
+			if err != nil {
+				return nil, nil, err
 			}
 		}
 	}
 	return out[0], out[1], nil
+}
+
+// others lists the versions of a package, by name and arch, that trees have beside some.
+func (s *Store) others(tx *db.Tx, ts []*tree, of Package, beside map[string]Package) (out []string, err error) {
+	var ps []Package
+	err = tx.Each(func(scan func(...any) error) error {
+		p, err := scanPackage(scan)
+		if _, is := beside[p.Header]; !is && p.Name() == of.Name() && p.Arch == of.Arch {
+			ps = append(ps, p)
+		}
+		return err
+	}, "SELECT "+packageColumns+" FROM repo_package WHERE source = $1", of.Source)
+	for _, p := range ps {
+		for _, t := range ts {
+			ok, err := s.has(tx, t, p, "")
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				out = append(out, p.NEVRA)
+				break
+			}
+		}
+	}
+	return out, err
 }
 
 // FileRoutes adds the routes of the files that hosts and sites fetch.

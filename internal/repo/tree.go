@@ -15,7 +15,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -241,10 +240,6 @@ func chunkIndex(t *tree, files []file, parts []part) []byte {
 // keptParts is of how many chunks the packed form is kept in mind: 250 bytes each.
 const keptParts = 20_000
 
-// manyParts is after how many packed chunks the memory for it is given back at once: a whole
-// tree was made, and the changes to come need little.
-const manyParts = 64
-
 // packers is how many goroutines pack chunks.
 const packers = 2
 
@@ -332,9 +327,6 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 		if ok {
 			t.parts[t.chunks[i].ID] = out[i]
 		}
-	}
-	if len(t.parts) > manyParts {
-		debug.FreeOSMemory()
 	}
 	return out, err
 }
@@ -536,6 +528,17 @@ func (s *Store) membersTx(tx *db.Tx, id string) ([]member, error) {
 			err = fault.Internal("package_missing", "the database lacks the package %s of a chunk", p.PkgID)
 		}
 		out[i].Href = p.Href
+	}
+	return out, err
+}
+
+// placesOf gives the list of a chunk's packages.
+func (s *Store) placesOf(ctx context.Context, c chunk) (out []place, err error) {
+	for _, m := range c.Members {
+		out = append(out, place{PkgID: m.PkgID, Href: m.Href})
+	}
+	if c.Members == nil {
+		err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.places(tx, c.ID); return err })
 	}
 	return out, err
 }

@@ -58,6 +58,7 @@ type Tree struct {
 type Config struct {
 	DB        *db.DB
 	Members   func(ctx context.Context, c set.Chunk) ([]set.Member, error)
+	Places    func(ctx context.Context, c set.Chunk) ([]set.Place, error)
 	Templates func(ctx context.Context, ms []set.Member) ([]rpm.Template, error)
 	// Open reads a package file; the caller calls the returned function when done.
 	Open   func(p set.Package) (*rpm.Package, func() error, error)
@@ -78,9 +79,13 @@ type Gate struct {
 // New makes a gate.
 func New(c Config) *Gate { return &Gate{Config: c} }
 
-// Difference is the packages, by header, of the chunks that two sets of trees do not share.
+// Difference is the packages, by header, of which one of two sets of trees has a file that the
+// other does not have. What is in both was signed anew.
 type Difference struct {
 	Old, Now map[string]set.Package
+	// Others lists the versions of a package, by name and arch, that the new trees have beside
+	// some: NEVRAs.
+	Others func(of set.Package, beside map[string]set.Package) ([]string, error)
 }
 
 // Gone is what only the old trees have.
@@ -106,7 +111,11 @@ func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verd
 	v.Findings = []Finding{}
 	gone, fresh := d.Gone(), d.Fresh()
 	v.Findings = append(v.Findings, s.present(now, fresh)...)
-	v.Findings = append(v.Findings, downgrades(d.Old, d.Now)...)
+	down, err := downgrades(gone, fresh, d.Others)
+	if err != nil {
+		return v, err
+	}
+	v.Findings = append(v.Findings, down...)
 	arches := map[string]bool{}
 	for _, t := range now {
 		if t.Arch != "" {
@@ -356,30 +365,47 @@ func hashPath(path string) uint32 {
 	return h.Sum32()
 }
 
-// downgrades finds names of which the newest version would go down. It is given all packages
-// of the chunks that differ: all versions of a package lie in one.
-func downgrades(old, now map[string]set.Package) (out []Finding) {
-	newest := func(ps map[string]set.Package) map[string]rpm.NEVRA {
-		m := map[string]rpm.NEVRA{}
+// downgrades finds names of which the newest version would go down.
+func downgrades(gone, fresh map[string]set.Package, others func(set.Package, map[string]set.Package) ([]string, error)) (out []Finding, err error) {
+	type version struct {
+		set.Package
+		evr string
+	}
+	newest := func(ps map[string]set.Package) map[string]version {
+		m := map[string]version{}
 		for _, p := range ps {
 			n, err := rpm.ParseNEVRA(p.NEVRA)
 			if err != nil || n.Arch == "src" || n.Arch == "nosrc" {
 				continue
 			}
 			k := n.Name + "." + n.Arch
-			if had, ok := m[k]; !ok || rpm.CompareEVR(had.EVR(), n.EVR()) < 0 {
-				m[k] = n
+			if had, ok := m[k]; !ok || rpm.CompareEVR(had.evr, n.EVR()) < 0 {
+				m[k] = version{p, n.EVR()}
 			}
 		}
 		return m
 	}
-	is := newest(now)
-	for k, w := range newest(old) {
-		if n, ok := is[k]; ok && rpm.CompareEVR(w.EVR(), n.EVR()) > 0 {
-			out = append(out, Finding{Kind: "downgrade", Package: n.String(), Text: fmt.Sprintf("%s goes down from %s to %s: hosts that have the former keep it", k, w.EVR(), n.EVR())})
+	is := newest(fresh)
+	for k, was := range newest(gone) {
+		now, ok := is[k]
+		if ok && rpm.CompareEVR(was.evr, now.evr) <= 0 {
+			continue
+		}
+		rest, err := others(was.Package, fresh)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rest {
+			if n, err := rpm.ParseNEVRA(r); err == nil && (!ok || rpm.CompareEVR(now.evr, n.EVR()) < 0) {
+				now, ok = version{was.Package, n.EVR()}, true
+			}
+		}
+		// What is gone altogether is no step down: hosts that have it keep it.
+		if ok && rpm.CompareEVR(was.evr, now.evr) > 0 {
+			out = append(out, Finding{Kind: "downgrade", Package: was.NEVRA, Text: fmt.Sprintf("%s goes down from %s to %s: hosts that have the former keep it", k, was.evr, now.evr)})
 		}
 	}
-	return out
+	return out, nil
 }
 
 // owner is a package of a chunk that has a path.
@@ -395,9 +421,12 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *s
 	wanted := map[uint32]bool{}
 	var few [1 << 13]uint64 // bits of the hashes, to pass over nearly all of the others quickly
 	byPkg := map[string]set.Package{}
+	var changed []string
 	for _, p := range fresh {
 		byPkg[p.PkgID] = p
+		changed = append(changed, p.Source)
 	}
+	slices.Sort(changed)
 	chunks := map[string]set.Chunk{}
 	for _, t := range now {
 		for _, c := range t.Chunks {
@@ -406,15 +435,15 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *s
 	}
 	isFresh := map[owner]bool{}
 	for id, c := range chunks {
-		if !touches(c, fresh) {
+		if !touches(c, changed) {
 			continue
 		}
-		ms, err := s.membersOf(ctx, c)
+		ps, err := s.Places(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		for i, m := range ms {
-			if _, ok := fresh[m.Header]; ok {
+		for i, p := range ps {
+			if _, ok := byPkg[p.PkgID]; ok {
 				isFresh[owner{id, i}] = true
 			}
 		}
@@ -504,14 +533,11 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *s
 	return out, nil
 }
 
-// touches tells whether a chunk may have one of some packages.
-func touches(c set.Chunk, ps map[string]set.Package) bool {
-	for _, p := range ps {
-		if c.First <= p.Source && p.Source <= c.Last {
-			return true
-		}
-	}
-	return false
+// touches tells whether a chunk may have a package of one of some source packages, which are
+// sorted.
+func touches(c set.Chunk, sources []string) bool {
+	i, _ := slices.BinarySearch(sources, c.First)
+	return i < len(sources) && sources[i] <= c.Last
 }
 
 func (s *Gate) membersOf(ctx context.Context, c set.Chunk) ([]set.Member, error) {
