@@ -369,14 +369,6 @@ func (s *Store) Get(ctx context.Context, id int64) (b Build, err error) {
 // UsedBlobs tells which of some blobs the rows of builds name: packages, source packages and
 // logs.
 func UsedBlobs(tx *db.Tx, ds []blob.Digest) (out []blob.Digest, err error) {
-	list := map[string]map[string]string{}
-	for _, d := range ds {
-		list[d.String()] = map[string]string{"v": d.String()}
-	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return nil, err
-	}
 	for _, q := range []string{
 		"SELECT digest FROM build_rpm WHERE digest IN (SELECT value->>'v' FROM json_each($1))",
 		"SELECT head FROM build_rpm WHERE head IN (SELECT value->>'v' FROM json_each($1))",
@@ -384,15 +376,11 @@ func UsedBlobs(tx *db.Tx, ds []blob.Digest) (out []blob.Digest, err error) {
 		"SELECT digest FROM build_log WHERE digest IN (SELECT value->>'v' FROM json_each($1))",
 		"SELECT srpm FROM build_build WHERE srpm IN (SELECT value->>'v' FROM json_each($1))",
 	} {
-		err := tx.Each(func(scan func(...any) error) error {
-			var d blob.Digest
-			err := scan(&d)
-			out = append(out, d)
-			return err
-		}, q, string(b))
+		some, err := db.Column[blob.Digest](tx, q, db.List(ds))
 		if err != nil {
 			return nil, err
 		}
+		out = append(out, some...)
 	}
 	return out, nil
 }

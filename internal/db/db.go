@@ -3,12 +3,14 @@ package db
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -348,3 +350,24 @@ func (d *DB) String() string {
 }
 
 var _ fmt.Stringer = (*DB)(nil)
+
+// List is texts as the one parameter of a query: FROM json_each($1), value->>'v'.
+func List[T ~string](vs []T) string {
+	m := make(map[string]map[string]T, len(vs))
+	for i, v := range vs {
+		m[strconv.Itoa(i)] = map[string]T{"v": v}
+	}
+	b, _ := json.Marshal(m) // texts always are JSON
+	return string(b)
+}
+
+// Column runs a query of one column.
+func Column[T any](tx *Tx, query string, args ...any) (out []T, err error) {
+	err = tx.Each(func(scan func(...any) error) error {
+		var v T
+		err := scan(&v)
+		out = append(out, v)
+		return err
+	}, query, args...)
+	return out, err
+}

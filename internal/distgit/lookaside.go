@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -290,20 +289,6 @@ func (s *Store) Upload(ctx context.Context, repo, file, sum string, size, offset
 }
 
 // UsedBlobs tells which of some blobs are sources in the lookaside cache.
-func UsedBlobs(tx *db.Tx, ds []blob.Digest) (out []blob.Digest, err error) {
-	list := map[string]map[string]string{}
-	for _, d := range ds {
-		list[d.String()] = map[string]string{"v": d.String()}
-	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return nil, err
-	}
-	err = tx.Each(func(scan func(...any) error) error {
-		var d blob.Digest
-		err := scan(&d)
-		out = append(out, d)
-		return err
-	}, "SELECT digest FROM distgit_source WHERE digest IN (SELECT value->>'v' FROM json_each($1))", string(b))
-	return out, err
+func UsedBlobs(tx *db.Tx, ds []blob.Digest) ([]blob.Digest, error) {
+	return db.Column[blob.Digest](tx, "SELECT digest FROM distgit_source WHERE digest IN (SELECT value->>'v' FROM json_each($1))", db.List(ds))
 }

@@ -56,7 +56,7 @@ func (w *Want) check() error {
 	if w.Algo == "sha" {
 		w.Algo = "sha1"
 	}
-	h, err := newHash(w.Algo)
+	h, err := NewHash(w.Algo)
 	if err != nil {
 		return err
 	}
@@ -469,7 +469,7 @@ func (c *Client) local(ctx context.Context, x *origin, w *Want) (g *got, n int64
 	case w.Size > 0 && g.before.Size() != w.Size:
 		bad = &trouble{kind: wrong, what: fmt.Sprintf("has it with %d bytes, not the %d expected", g.before.Size(), w.Size)}
 	default:
-		h, _ := newHash(w.Algo) // Want.check knows it
+		h, _ := NewHash(w.Algo) // Want.check knows it
 		n, err = io.Copy(h, contextReader{ctx, io.LimitReader(f, w.bound()+1)})
 		if err == nil && (w.Sum != "" && hex.EncodeToString(h.Sum(nil)) != w.Sum || n != g.before.Size()) {
 			bad = &trouble{kind: wrong, what: "has other bytes: the checksum is not the one expected"}

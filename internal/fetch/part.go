@@ -22,8 +22,8 @@ import (
 	"drover/internal/fault"
 )
 
-// newHash knows the checksums of repository metadata that are still worth something.
-func newHash(algo string) (hash.Hash, error) {
+// NewHash knows the checksums of repository metadata that are still worth something.
+func NewHash(algo string) (hash.Hash, error) {
 	switch algo {
 	case "sha256", "":
 		return sha256.New(), nil
@@ -72,7 +72,7 @@ func claim(f *os.File, at int64, how int16) (bool, error) {
 
 // open opens what is here of w, waiting for others who work on it.
 func (c *Client) open(ctx context.Context, w *Want) (*part, error) {
-	sum, err := newHash(w.Algo)
+	sum, err := NewHash(w.Algo)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +209,7 @@ func (c *Client) Sweep(before time.Time) (int, error) {
 	for _, e := range entries {
 		info, err := e.Info()
 		algo, sum, _ := strings.Cut(e.Name(), "-")
-		_, herr := newHash(algo)
+		_, herr := NewHash(algo)
 		ours := algo == "unnamed" || herr == nil
 		if err != nil || !ours || algo == "" || sum == "" || !info.Mode().IsRegular() || !info.ModTime().Before(before) {
 			continue // gone meanwhile, not ours, or young

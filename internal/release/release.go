@@ -428,14 +428,8 @@ func (s *Store) LatestOf(tx *db.Tx, tag string, at int64, pkgs []string) ([]Tagg
 
 // ChangedSince lists the packages of which a build went into the tag or out of it after an
 // event.
-func (s *Store) ChangedSince(tx *db.Tx, tag string, since int64) (out []string, err error) {
-	err = tx.Each(func(scan func(...any) error) error {
-		var p string
-		err := scan(&p)
-		out = append(out, p)
-		return err
-	}, "SELECT package FROM release_tagging WHERE tag = $1 AND since > $2 UNION SELECT package FROM release_tagging WHERE tag = $1 AND until > $2 ORDER BY package", tag, since)
-	return out, err
+func (s *Store) ChangedSince(tx *db.Tx, tag string, since int64) ([]string, error) {
+	return db.Column[string](tx, "SELECT package FROM release_tagging WHERE tag = $1 AND since > $2 UNION SELECT package FROM release_tagging WHERE tag = $1 AND until > $2 ORDER BY package", tag, since)
 }
 
 // Changed is the number of the newest event that changed what a tag publishes.

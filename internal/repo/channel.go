@@ -3,7 +3,6 @@ package repo
 import (
 	"bytes"
 	"context"
-	"errors"
 	"maps"
 	"path"
 	"slices"
@@ -484,6 +483,7 @@ func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
 	p.Channel, p.Held = channel, []Held{}
 	var l Line
 	var old, now []*tree
+	var d gate.Difference
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
 		var stage int
 		if l, stage, err = stageOf(tx, channel); err != nil {
@@ -510,21 +510,21 @@ func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
 			return err
 		}
 		had, err := channelAt(tx, channel, event.Now)
-		if fault.Code(err) == "channel_unknown" {
-			return nil
-		}
-		if err != nil {
+		if err != nil && fault.Code(err) != "channel_unknown" {
 			return err
 		}
-		p.Was = had.Snapshot
-		if old, err = s.treesOfSnapshot(tx, had.Snapshot); err != nil {
-			return err
+		var holds []Hold
+		if err == nil {
+			p.Was = had.Snapshot
+			if old, err = s.treesOfSnapshot(tx, had.Snapshot); err != nil {
+				return err
+			}
+			if holds, err = holdsOf(tx, channel); err != nil {
+				return err
+			}
 		}
-		holds, err := holdsOf(tx, channel)
-		if err != nil || len(holds) == 0 {
-			return err
-		}
-		p.Held, err = s.heldSources(tx, old, now, holds)
+		d, err = s.differTrees(tx, old, now)
+		p.Held = heldSources(d, holds)
 		return err
 	})
 	if err != nil {
@@ -535,15 +535,17 @@ func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
 		if p.trees, p.made, err = s.holdBack(ctx, l, old, now, p.Held); err != nil {
 			return p, err
 		}
+		err = s.DB.Read(ctx, func(tx *db.Tx) error { d, err = s.differTrees(tx, old, p.trees); return err })
+		if err != nil {
+			return p, err
+		}
 	}
 	if len(p.made) == 0 {
 		sealSnapshot(&p.snapshot, p.trees)
 		p.Snapshot = p.snapshot.ID
 	}
-	if p.Changes, err = s.changes(ctx, old, p.trees); err != nil {
-		return p, err
-	}
-	p.Gate, err = s.judge(ctx, old, p.trees)
+	p.Changes = changes(d)
+	p.Gate, err = s.judge(ctx, old, p.trees, d)
 	return p, err
 }
 
@@ -560,13 +562,9 @@ func partsOf(tx *db.Tx, snapshot string) (map[string]string, error) {
 
 // heldSources finds the source packages that holds keep back: those that differ between the
 // trees and match by their name or by that of a package of theirs.
-func (s *Store) heldSources(tx *db.Tx, old, now []*tree, holds []Hold) ([]Held, error) {
-	removed, added, err := s.differTrees(tx, old, now)
-	if err != nil {
-		return nil, err
-	}
+func heldSources(d gate.Difference, holds []Hold) []Held {
 	held := map[string]Held{}
-	for _, set := range []map[string]Package{removed, added} {
+	for _, set := range []map[string]Package{d.Old, d.Now} {
 		for _, p := range set {
 			for _, h := range holds {
 				a, _ := path.Match(h.Package, p.Source)
@@ -581,7 +579,7 @@ func (s *Store) heldSources(tx *db.Tx, old, now []*tree, holds []Hold) ([]Held, 
 	for _, k := range slices.Sorted(maps.Keys(held)) {
 		out = append(out, held[k])
 	}
-	return out, nil
+	return out
 }
 
 // holdBack makes the trees of now with the held source packages as old has them. Those in made
@@ -768,14 +766,8 @@ func (c Change) Kind() string {
 	return "changed"
 }
 
-// changes lists what differs between trees, by name and arch. It reads those chunks only that
-// they do not share.
-func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error) {
-	var removed, added map[string]Package
-	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) { removed, added, err = s.differTrees(tx, old, now); return err })
-	if err != nil {
-		return nil, err
-	}
+// changes lists what differs, by name and arch.
+func changes(d gate.Difference) []Change {
 	byName := map[string]*Change{}
 	put := func(p Package, now bool) {
 		n, err := rpm.ParseNEVRA(p.NEVRA)
@@ -792,15 +784,11 @@ func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error)
 			byName[k].Was = append(byName[k].Was, n.EVR())
 		}
 	}
-	for h, p := range removed {
-		if _, stays := added[h]; !stays {
-			put(p, false)
-		}
+	for _, p := range d.Gone() {
+		put(p, false)
 	}
-	for h, p := range added {
-		if _, was := removed[h]; !was {
-			put(p, true)
-		}
+	for _, p := range d.Fresh() {
+		put(p, true)
 	}
 	out := make([]Change, 0, len(byName))
 	for _, k := range slices.Sorted(maps.Keys(byName)) {
@@ -809,7 +797,7 @@ func (s *Store) changes(ctx context.Context, old, now []*tree) ([]Change, error)
 		slices.SortFunc(c.Now, rpm.CompareEVR)
 		out = append(out, c)
 	}
-	return out, nil
+	return out
 }
 
 // gateTrees is trees as the gate sees them.
@@ -821,12 +809,7 @@ func gateTrees(ts []*tree) (out []gate.Tree) {
 }
 
 // judge asks the gate about a move.
-func (s *Store) judge(ctx context.Context, old, now []*tree) (gate.Verdict, error) {
-	var d gate.Difference
-	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) { d.Old, d.Now, err = s.differTrees(tx, old, now); return err })
-	if err != nil {
-		return gate.Verdict{}, err
-	}
+func (s *Store) judge(ctx context.Context, old, now []*tree, d gate.Difference) (gate.Verdict, error) {
 	d.Others = func(of Package, beside map[string]Package) (out []string, err error) {
 		err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.others(tx, now, of, beside); return err })
 		return out, err
@@ -851,12 +834,8 @@ func (s *Store) unlisted(now []*tree, fresh map[string]Package) (out []gate.Find
 		if !strings.Contains(p.NEVRA, "module") || p.Core == "" {
 			continue
 		}
-		r, size, b, err := s.open(p.Head, p.Core)
+		q, err := s.headers(p)
 		if err != nil {
-			return nil, err
-		}
-		q, err := rpm.Read(r, size)
-		if err := errors.Join(err, b.Close()); err != nil {
 			return nil, err
 		}
 		if q.Header.Has(rpm.Modularity) {

@@ -80,13 +80,11 @@ func (d *Draft) Keep(tx *db.Tx, data map[string]any) error {
 
 // PackagesByID reads the packages of these ids that have a row.
 func PackagesByID(tx *db.Tx, ids []string, fn func(Package)) error {
-	return tx.Each(func(scan func(...any) error) error {
-		p, err := scanPackage(scan)
-		if err == nil {
-			fn(p)
-		}
-		return err
-	}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(ids))
+	ps, err := packages(tx, "pkgid IN (SELECT value->>'v' FROM json_each($1))", db.List(ids))
+	for _, p := range ps {
+		fn(p)
+	}
+	return err
 }
 
 // PlacesOf gives the ids of the packages of a snapshot's tree by where they lie.
@@ -157,12 +155,9 @@ func (s *Store) completeTrees(tx *db.Tx, ts []*tree) error {
 	n, first := 0, ""
 	for _, t := range ts {
 		for _, c := range t.chunks {
-			ms := c.Members
-			if ms == nil {
-				var err error
-				if ms, err = s.membersTx(tx, c.ID); err != nil {
-					return err
-				}
+			ms, err := s.membersTx(tx, c)
+			if err != nil {
+				return err
 			}
 			for _, m := range ms {
 				if m.Core == "" {
@@ -172,7 +167,7 @@ func (s *Store) completeTrees(tx *db.Tx, ts []*tree) error {
 		}
 	}
 	if n > 0 {
-		return fault.Conflict("snapshot_incomplete", "%d packages of the snapshot are not here yet, among them %s", n, first).Fix("wait until its mirror is filled (`drover mirror list` tells), or sync it without --on-demand")
+		return fault.Conflict("snapshot_incomplete", "%d packages of the snapshot are not here yet, among them %s", n, first).Fix("wait until its mirror is filled (`drover mirror list` tells), or set the mirror without --on-demand and sync it")
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (s *Store) Files(ctx context.Context, ref, name string) ([]TreeFile, error)
 				continue
 			}
 			for _, c := range t.chunks {
-				ms, err := s.membersTx(tx, c.ID)
+				ms, err := s.membersTx(tx, c)
 				if err != nil {
 					return err
 				}

@@ -65,7 +65,7 @@ func (s *Store) SetLine(ctx context.Context, l Line) error {
 	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		for _, p := range l.Parts {
-			if _, err := s.partOf(tx, p); err != nil {
+			if err := s.checkPart(tx, p); err != nil {
 				return err
 			}
 		}
@@ -94,17 +94,15 @@ func (s *Store) SetLine(ctx context.Context, l Line) error {
 	})
 }
 
-// partOf makes sure that a line may have a part: the channel of a tag or mirror.
-func (s *Store) partOf(tx *db.Tx, name string) (kind string, err error) {
+// checkPart makes sure that a line may have a part: the channel of a tag or mirror.
+func (s *Store) checkPart(tx *db.Tx, name string) error {
 	if mirror, err := isMirror(tx, name); err != nil || mirror {
-		return "mirror", err
+		return err
 	}
-	if _, err := s.Release.At(tx, name, event.Now); err == nil {
-		return "tag", nil
-	} else if fault.Code(err) != "tag_unknown" {
-		return "", err
+	if _, err := s.Release.At(tx, name, event.Now); fault.Code(err) != "tag_unknown" {
+		return err
 	}
-	return "", fault.NotFound("part_unknown", "%.100q is neither a tag nor a mirror", name).Fix("see `drover tag list` and `drover mirror list`")
+	return fault.NotFound("part_unknown", "%.100q is neither a tag nor a mirror", name).Fix("see `drover tag list` and `drover mirror list`")
 }
 
 // DropLine ends a line. Its channels stay where they are; nothing moves them any more but by
@@ -126,38 +124,40 @@ func (s *Store) DropLine(ctx context.Context, name string) error {
 	})
 }
 
-func lineAt(tx *db.Tx, name string, at int64) (l Line, err error) {
+const lineColumns = "config, since FROM repo_line"
+
+func scanLine(scan func(...any) error) (l Line, err error) {
 	var text string
-	err = tx.QueryRow("SELECT config, since FROM repo_line WHERE name = $1 AND since <= $2 AND (until = 0 OR until > $2)", name, at).Scan(&text, &l.Since)
-	if db.NoRow(err) {
-		return l, fault.NotFound("line_unknown", "there is no line %.100q", name).Fix("see `drover line list`")
-	}
-	if err != nil {
+	var since int64
+	if err := scan(&text, &since); err != nil {
 		return l, err
 	}
-	since := l.Since
 	err = json.Unmarshal([]byte(text), &l)
 	l.Since = since
 	return l, err
 }
 
+func lineAt(tx *db.Tx, name string, at int64) (Line, error) {
+	l, err := scanLine(tx.QueryRow("SELECT "+lineColumns+" WHERE name = $1 AND since <= $2 AND (until = 0 OR until > $2)", name, at).Scan)
+	if db.NoRow(err) {
+		return l, fault.NotFound("line_unknown", "there is no line %.100q", name).Fix("see `drover line list`")
+	}
+	return l, err
+}
+
+func lines(tx *db.Tx) ([]Line, error) {
+	out := []Line{}
+	err := tx.Each(func(scan func(...any) error) error {
+		l, err := scanLine(scan)
+		out = append(out, l)
+		return err
+	}, "SELECT "+lineColumns+" WHERE until = 0 ORDER BY name")
+	return out, err
+}
+
 // Lines lists the lines.
 func (s *Store) Lines(ctx context.Context) (out []Line, err error) {
-	out = []Line{}
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var text string
-			var l Line
-			var since int64
-			if err := scan(&text, &since); err != nil {
-				return err
-			}
-			err := json.Unmarshal([]byte(text), &l)
-			l.Since = since
-			out = append(out, l)
-			return err
-		}, "SELECT config, since FROM repo_line WHERE until = 0 ORDER BY name")
-	})
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = lines(tx); return err })
 	return out, err
 }
 
@@ -183,8 +183,8 @@ func (s *Store) follow(ctx context.Context) {
 	warned := map[string]string{}
 	for ctx.Err() == nil {
 		changed := s.DB.Changed()
-		lines, err := s.Lines(ctx)
-		for _, l := range lines {
+		ls, err := s.Lines(ctx)
+		for _, l := range ls {
 			err := s.followLine(ctx, l)
 			if err == nil || ctx.Err() != nil {
 				delete(warned, l.Name)

@@ -260,11 +260,8 @@ func (s *Store) publish(ctx context.Context, tag string) error {
 	if err != nil {
 		return err
 	}
-	sn := Snapshot{ID: snapshotID("tag", tag, trees), Kind: "tag", Source: tag, Key: c.Key, Cause: c.cause}
-	for _, t := range trees {
-		n, _ := t.packages()
-		sn.Packages += n
-	}
+	sn := Snapshot{Kind: "tag", Source: tag, Key: c.Key, Cause: c.cause}
+	sealSnapshot(&sn, trees)
 	if err := s.commit(ctx, sn, trees); err != nil {
 		return err
 	}
@@ -346,12 +343,7 @@ func (s *Store) sign(ctx context.Context, t change, which []int) ([]blob.Digest,
 	var rs []SignRequest
 	var ps []*rpm.Package
 	for _, i := range which {
-		r, size, c, err := s.open(t.rpms[i].Head, t.rpms[i].Core)
-		if err != nil {
-			return nil, err
-		}
-		p, err := rpm.Read(r, size)
-		c.Close() //nolint:errcheck // it was read only
+		p, err := s.headers(Package{Head: t.rpms[i].Head, Core: t.rpms[i].Core})
 		if err != nil {
 			return nil, err
 		}
@@ -437,8 +429,9 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 	for _, name := range names {
 		t := &tree{name: name, key: c.Key, of: c.Name + "/" + name}
 		changes := map[string][]member{}
-		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 {
-			t.chunks = c.trees[i].chunks
+		before := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name })
+		if before >= 0 {
+			t.chunks = c.trees[before].chunks
 			for source := range c.sources {
 				changes[source] = nil
 			}
@@ -451,8 +444,8 @@ func (s *Store) tagTrees(ctx context.Context, c change, pkgs []Package) ([]*tree
 		if t.chunks, err = set.Edit(was, changes, t.loading(ctx, s)); err != nil {
 			return nil, err
 		}
-		if i := slices.IndexFunc(c.trees, func(t *tree) bool { return t.name == name }); i >= 0 && set.Same(was, t.chunks) {
-			out = append(out, c.trees[i])
+		if before >= 0 && set.Same(was, t.chunks) {
+			out = append(out, c.trees[before])
 			continue
 		}
 		if err := s.write(ctx, t, f); err != nil {

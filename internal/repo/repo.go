@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -76,36 +75,26 @@ type Store struct {
 	unpack  *zstd.Decoder
 	gate    *gate.Gate
 	counts  *serving.Census
-	making  singleflight.Group          // files that are put together
-	mu      sync.Mutex                  // guards what follows
-	hashed  map[string][3]checkpoints   // by the key of a tree
-	trees   map[string]tree             // by id
-	lists   map[string][]place          // by chunk
-	known   map[string]part             // by codec and chunk
-	found   map[found]what              // what was asked for and never changes
-	packers map[rpm.Codec][]*rpm.Packer // idle ones
+	making  singleflight.Group           // files that are put together
+	hashed  kept[string, [3]checkpoints] // by what a tree is a state of
+	trees   kept[string, tree]           // by id
+	lists   kept[string, []place]        // by chunk
+	packs   kept[string, part]           // by codec and chunk
+	found   kept[found, what]            // what was asked for and never changes
+	mu      sync.Mutex                   // guards packers
+	packers map[rpm.Codec][]*rpm.Packer  // idle ones
 }
 
 // New makes a Store.
 func New(c Config) *Store {
-	s := &Store{Config: c, hashed: map[string][3]checkpoints{}, trees: map[string]tree{}, lists: map[string][]place{}, known: map[string]part{}, found: map[found]what{}, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s := &Store{Config: c, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s.hashed.most, s.trees.most, s.lists.most, s.packs.most, s.found.most = keptHashes, keptTrees, keptPlaces, keptParts, keptFound
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants
 	}
-	s.gate = gate.New(gate.Config{DB: c.DB, Members: s.members, Places: s.placesOf, Templates: s.templates, Pack: s.squeeze,
-		Unpack: func(b []byte) ([]byte, error) { return s.unpack.DecodeAll(b, nil) },
-		Open: func(p Package) (*rpm.Package, func() error, error) {
-			r, size, b, err := s.open(p.Head, p.Core)
-			if err != nil {
-				return nil, nil, err
-			}
-			q, err := rpm.Read(r, size)
-			if err != nil {
-				return nil, nil, errors.Join(err, b.Close())
-			}
-			return q, b.Close, nil
-		}})
+	s.gate = gate.New(gate.Config{DB: c.DB, Members: s.members, Places: s.placesOf, Templates: s.templates, Headers: s.headers, Pack: s.squeeze,
+		Unpack: func(b []byte) ([]byte, error) { return s.unpack.DecodeAll(b, nil) }})
 	return s
 }
 
@@ -125,6 +114,16 @@ const packageColumns = "pkgid, header, nevra, file, arch, source, key, size, hea
 func scanPackage(scan func(...any) error) (p Package, err error) {
 	err = scan(&p.PkgID, &p.Header, &p.NEVRA, &p.File, &p.Arch, &p.Source, &p.Key, &p.Size, &p.Head, &p.Core, &p.Start, &p.End, &p.Mtime, &p.Built, &p.Entry)
 	return p, err
+}
+
+// packages reads the packages for which a condition holds.
+func packages(tx *db.Tx, where string, args ...any) (out []Package, err error) {
+	err = tx.Each(func(scan func(...any) error) error {
+		p, err := scanPackage(scan)
+		out = append(out, p)
+		return err
+	}, "SELECT "+packageColumns+" FROM repo_package WHERE "+where, args...)
+	return out, err
 }
 
 // KeepPackage writes a package with what metadata says of it. One that was known by metadata only
@@ -179,6 +178,16 @@ func (s *Store) open(head, core blob.Digest) (io.ReaderAt, int64, *blob.Blob, er
 // Open reads a package file. The caller closes the blob.
 func (s *Store) Open(p Package) (io.ReaderAt, int64, *blob.Blob, error) {
 	return s.open(p.Head, p.Core)
+}
+
+// headers reads the headers of a package file.
+func (s *Store) headers(p Package) (*rpm.Package, error) {
+	r, size, b, err := s.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return rpm.Read(r, size)
 }
 
 // describe reads the headers of a package and hashes the file.
@@ -397,7 +406,7 @@ func (s *Store) Content(ctx context.Context, id string) (c Content, err error) {
 		for _, t := range ts {
 			ps := make([]Package, 0, len(t.chunks))
 			for _, ch := range t.chunks {
-				ms, err := s.membersTx(tx, ch.ID)
+				ms, err := s.membersTx(tx, ch)
 				if err != nil {
 					return err
 				}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"slices"
 	"time"
 
@@ -76,12 +77,11 @@ func (s *Store) unkept(ctx context.Context, now time.Time) (gone []string, err e
 			return err
 		}
 		take := func(query string, args ...any) error {
-			return tx.Each(func(scan func(...any) error) error {
-				var id string
-				err := scan(&id)
+			ids, err := db.Column[string](tx, query, args...)
+			for _, id := range ids {
 				keep[id] = true
-				return err
-			}, query, args...)
+			}
+			return err
 		}
 		if err := take("SELECT snapshot FROM repo_name WHERE until = 0"); err != nil {
 			return err
@@ -93,12 +93,12 @@ func (s *Store) unkept(ctx context.Context, now time.Time) (gone []string, err e
 		if err := take("SELECT id FROM repo_snapshot s WHERE kind = 'tag' AND cause = (SELECT MAX(cause) FROM repo_snapshot t WHERE t.source = s.source AND t.kind = 'tag')"); err != nil {
 			return err
 		}
-		lines, err := linesAt(tx)
+		ls, err := lines(tx)
 		if err != nil {
 			return err
 		}
 		first := map[string]bool{}
-		for _, l := range lines {
+		for _, l := range ls {
 			first[l.channel(0)] = true
 		}
 		// States of a channel, oldest first, with the times from which they were in force.
@@ -124,34 +124,11 @@ func (s *Store) unkept(ctx context.Context, now time.Time) (gone []string, err e
 		for _, id := range last {
 			keep[id] = true
 		}
-		return tx.Each(func(scan func(...any) error) error {
-			var id string
-			err := scan(&id)
-			if !keep[id] {
-				gone = append(gone, id)
-			}
-			return err
-		}, "SELECT id FROM repo_snapshot WHERE created < $1 ORDER BY since", now.Add(-keepAllFor).UnixMicro())
+		gone, err = db.Column[string](tx, "SELECT id FROM repo_snapshot WHERE created < $1 ORDER BY since", now.Add(-keepAllFor).UnixMicro())
+		gone = slices.DeleteFunc(gone, func(id string) bool { return keep[id] })
+		return err
 	})
 	return gone, err
-}
-
-func linesAt(tx *db.Tx) (out []Line, err error) {
-	var names []string
-	err = tx.Each(func(scan func(...any) error) error {
-		var n string
-		err := scan(&n)
-		names = append(names, n)
-		return err
-	}, "SELECT name FROM repo_line WHERE until = 0")
-	for _, n := range names {
-		l, err := lineAt(tx, n, event.Now)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, l)
-	}
-	return out, err
 }
 
 // dropSnapshots removes snapshots, unless a channel or a name has come to hold one meanwhile.
@@ -159,7 +136,7 @@ func (s *Store) dropSnapshots(ctx context.Context, ids []string, now time.Time) 
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		const those = "IN (SELECT value->>'v' FROM json_each($1)) AND NOT EXISTS (SELECT 1 FROM repo_name n WHERE n.snapshot = "
 		const held = " AND n.until = 0) AND NOT EXISTS (SELECT 1 FROM repo_channel c WHERE c.until = 0 AND c.snapshot = "
-		list := set.List(ids)
+		list := db.List(ids)
 		n, err := tx.Exec("DELETE FROM repo_snapshot WHERE id "+those+"repo_snapshot.id"+held+"repo_snapshot.id)", list)
 		if err != nil {
 			return err
@@ -187,7 +164,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		for part := range slices.Chunk(ids, bulk) {
 			err := s.DB.Write(ctx, func(tx *db.Tx) error {
 				for _, q := range queries {
-					if _, err := tx.Exec(q, set.List(part)); err != nil {
+					if _, err := tx.Exec(q, db.List(part)); err != nil {
 						return err
 					}
 				}
@@ -200,13 +177,9 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		return nil
 	}
 	var trees, chunks, pkgs, entries []string
-	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var id string
-			err := scan(&id)
-			trees = append(trees, id)
-			return err
-		}, "SELECT id FROM repo_tree WHERE created < $1 AND id NOT IN (SELECT tree FROM repo_snapshot_tree)", before)
+	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		trees, err = db.Column[string](tx, "SELECT id FROM repo_tree WHERE created < $1 AND id NOT IN (SELECT tree FROM repo_snapshot_tree)", before)
+		return err
 	})
 	if err != nil {
 		return err
@@ -233,12 +206,10 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		"DELETE FROM repo_signature WHERE repomd IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	clear(s.trees)
-	clear(s.lists)
-	clear(s.known)
-	clear(s.found)
-	s.mu.Unlock()
+	s.trees.drop()
+	s.lists.drop()
+	s.packs.drop()
+	s.found.drop()
 	used := map[string]bool{}   // chunks
 	needed := map[string]bool{} // packages
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
@@ -309,13 +280,9 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	if err := remove(pkgs, &r.Packages, "DELETE FROM repo_location WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_absent WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
-	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		return tx.Each(func(scan func(...any) error) error {
-			var id string
-			err := scan(&id)
-			entries = append(entries, id)
-			return err
-		}, "SELECT id FROM repo_entry WHERE id NOT IN (SELECT entry FROM repo_package)")
+	err = s.DB.Read(ctx, func(tx *db.Tx) (err error) {
+		entries, err = db.Column[string](tx, "SELECT id FROM repo_entry WHERE id NOT IN (SELECT entry FROM repo_package)")
+		return err
 	})
 	if err != nil {
 		return err
@@ -347,25 +314,13 @@ func (s *Store) sweepBlobs(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	if err != nil {
 		return err
 	}
-	var all []blob.Digest
-	for d := range blobs {
-		all = append(all, d)
-	}
-	slices.Sort(all)
-	for part := range slices.Chunk(all, bulk) {
+	for part := range slices.Chunk(slices.Sorted(maps.Keys(blobs)), bulk) {
 		err := s.DB.Read(ctx, func(tx *db.Tx) error {
-			names := make([]string, len(part))
-			for i, d := range part {
-				names[i] = d.String()
-			}
-			list := set.List(names)
-			take := func(query string) error {
-				return tx.Each(func(scan func(...any) error) error {
-					var d blob.Digest
-					err := scan(&d)
+			take := func(some []blob.Digest, err error) error {
+				for _, d := range some {
 					used[d] = true
-					return err
-				}, query, list)
+				}
+				return err
 			}
 			for _, q := range []string{
 				"SELECT head FROM repo_package WHERE head IN (SELECT value->>'v' FROM json_each($1))",
@@ -373,22 +328,14 @@ func (s *Store) sweepBlobs(ctx context.Context, r *Swept, blobs map[blob.Digest]
 				"SELECT digest FROM repo_part WHERE digest IN (SELECT value->>'v' FROM json_each($1))",
 				"SELECT digest FROM repo_signature WHERE digest IN (SELECT value->>'v' FROM json_each($1))",
 			} {
-				if err := take(q); err != nil {
+				if err := take(db.Column[blob.Digest](tx, q, db.List(part))); err != nil {
 					return err
 				}
 			}
-			theirs, err := build.UsedBlobs(tx, part)
-			for _, d := range theirs {
-				used[d] = true
-			}
-			if err != nil {
+			if err := take(build.UsedBlobs(tx, part)); err != nil {
 				return err
 			}
-			theirs, err = distgit.UsedBlobs(tx, part)
-			for _, d := range theirs {
-				used[d] = true
-			}
-			return err
+			return take(distgit.UsedBlobs(tx, part))
 		})
 		if err != nil {
 			return err

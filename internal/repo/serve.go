@@ -16,8 +16,8 @@ import (
 	"drover/internal/db"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/repo/gate"
 	"drover/internal/repo/serving"
-	"drover/internal/repo/set"
 	"drover/internal/rpm"
 	"drover/internal/web"
 )
@@ -53,16 +53,11 @@ func (s *Store) lookup(tx *db.Tx, snapshot, name, path string) (w what, err erro
 
 // candidates lists the packages that lie at a path in any tree.
 func candidates(tx *db.Tx, href string) (out []Package, err error) {
-	take := func(scan func(...any) error) error {
-		p, err := scanPackage(scan)
-		out = append(out, p)
-		return err
-	}
 	if dir, id := path.Split(path.Dir(href)); dir == "Packages/" && len(id) == 12 {
-		err = tx.Each(take, "SELECT "+packageColumns+` FROM repo_package WHERE file = $1 AND pkgid LIKE $2 ESCAPE '\'`, path.Base(href), db.Like(id))
+		out, err = packages(tx, `file = $1 AND pkgid LIKE $2 ESCAPE '\'`, path.Base(href), db.Like(id))
 	}
 	if err == nil && len(out) == 0 {
-		err = tx.Each(take, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT pkgid FROM repo_location WHERE href = $1)", href)
+		out, err = packages(tx, "pkgid IN (SELECT pkgid FROM repo_location WHERE href = $1)", href)
 	}
 	return out, err
 }
@@ -94,7 +89,7 @@ func (s *Store) channels(w *serving.Meter, r *http.Request) error {
 	if len(part) > 3 && part[1] != "at" {
 		two := part[0] + "/" + part[1]
 		known := 0
-		if _, ok := s.recall(found{channel: two}); ok {
+		if _, ok := s.found.get(found{channel: two}); ok {
 			known = 1
 		}
 		if known == 0 {
@@ -130,7 +125,7 @@ func (s *Store) channels(w *serving.Meter, r *http.Request) error {
 // snapshotFile serves a file of an immutable snapshot.
 func (s *Store) snapshotFile(w *serving.Meter, r *http.Request) error {
 	key := found{snapshot: r.PathValue("id"), tree: r.PathValue("tree"), path: r.PathValue("path")}
-	if f, ok := s.recall(key); ok {
+	if f, ok := s.found.get(key); ok {
 		return s.serve(w, r, f, true)
 	}
 	var f what
@@ -156,24 +151,12 @@ type found struct{ channel, snapshot, tree, path string }
 // promotion.
 const keptFound = 20_000
 
-func (s *Store) recall(key found) (what, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f, ok := s.found[key]
-	return f, ok
-}
-
 // keepFound keeps an answer, but for that of a package that is not fetched yet.
 func (s *Store) keepFound(key found, f what) {
 	if f.pkg != nil && f.pkg.Core == "" {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.found) >= keptFound {
-		clear(s.found)
-	}
-	s.found[key] = f
+	s.found.put(key, f)
 }
 
 // channelFile serves a file of a channel. repomd.xml and its signature are the present
@@ -184,7 +167,7 @@ func (s *Store) channelFile(w *serving.Meter, r *http.Request, a address) error 
 	name, tree, path, pin := a.channel, a.tree, a.path, a.pin
 	moving := path == repomdFile || path == repomdFile+".asc"
 	key := found{name, pin, tree, path}
-	if f, ok := s.recall(key); ok && pin != "" {
+	if f, ok := s.found.get(key); ok && pin != "" {
 		w.Channel = name
 		return s.serve(w, r, f, true)
 	}
@@ -261,35 +244,18 @@ func (s *Store) lookupOld(tx *db.Tx, channel, name, path string) (w what, err er
 }
 
 // pastTrees lists the trees of a channel's states, newest first; of all names for "".
-func pastTrees(tx *db.Tx, channel, name string) (ids []string, err error) {
-	err = tx.Each(func(scan func(...any) error) error {
-		var id string
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	}, "SELECT tree FROM (SELECT t.tree, MAX(c.since) AS newest FROM repo_channel c JOIN repo_snapshot_tree t ON t.snapshot = c.snapshot WHERE c.name = $1 AND ($2 = '' OR t.name = $2) GROUP BY t.tree) AS trees ORDER BY newest DESC LIMIT "+strconv.Itoa(oldStates), channel, name)
-	return ids, err
+func pastTrees(tx *db.Tx, channel, name string) ([]string, error) {
+	return db.Column[string](tx, "SELECT tree FROM (SELECT t.tree, MAX(c.since) AS newest FROM repo_channel c JOIN repo_snapshot_tree t ON t.snapshot = c.snapshot WHERE c.name = $1 AND ($2 = '' OR t.name = $2) GROUP BY t.tree) AS trees ORDER BY newest DESC LIMIT "+strconv.Itoa(oldStates), channel, name)
 }
 
 // Holders names the channels that have or had a package, by the sha256 of its header.
 func (s *Store) Holders(ctx context.Context, header string) (out []string, err error) {
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		var ps []Package
-		err := tx.Each(func(scan func(...any) error) error {
-			p, err := scanPackage(scan)
-			ps = append(ps, p)
-			return err
-		}, "SELECT "+packageColumns+" FROM repo_package WHERE header = $1", header)
+		ps, err := packages(tx, "header = $1", header)
 		if err != nil {
 			return err
 		}
-		var names []string
-		err = tx.Each(func(scan func(...any) error) error {
-			var n string
-			err := scan(&n)
-			names = append(names, n)
-			return err
-		}, "SELECT DISTINCT name FROM repo_channel ORDER BY name")
+		names, err := db.Column[string](tx, "SELECT DISTINCT name FROM repo_channel ORDER BY name")
 		if err != nil {
 			return err
 		}
@@ -415,8 +381,7 @@ type Log struct {
 // does not have.
 func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 	d := Diff{Added: []string{}, Removed: []string{}}
-	var old, now []*tree
-	var removed, added map[string]Package
+	var differ gate.Difference
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
 		a, err := s.getSnapshot(tx, from)
 		if err != nil {
@@ -427,38 +392,32 @@ func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 			return err
 		}
 		d.From, d.To = a.ID, b.ID
-		if old, err = s.treesOfSnapshot(tx, a.ID); err != nil {
+		old, err := s.treesOfSnapshot(tx, a.ID)
+		if err != nil {
 			return err
 		}
-		if now, err = s.treesOfSnapshot(tx, b.ID); err != nil {
+		now, err := s.treesOfSnapshot(tx, b.ID)
+		if err != nil {
 			return err
 		}
-		removed, added, err = s.differTrees(tx, old, now)
+		differ, err = s.differTrees(tx, old, now)
 		return err
 	})
 	if err != nil {
 		return d, err
 	}
-	var gone, come []Package
-	for h, p := range removed {
-		if _, ok := added[h]; !ok {
-			d.Removed = append(d.Removed, p.NEVRA)
-			gone = append(gone, p)
-		}
+	gone, come := differ.Gone(), differ.Fresh()
+	for _, p := range gone {
+		d.Removed = append(d.Removed, p.NEVRA)
 	}
-	for h, p := range added {
-		if _, ok := removed[h]; !ok {
-			d.Added = append(d.Added, p.NEVRA)
-			come = append(come, p)
-		}
+	for _, p := range come {
+		d.Added = append(d.Added, p.NEVRA)
 	}
 	slices.Sort(d.Added)
 	slices.Sort(d.Removed)
 	d.Added, d.Removed = slices.Compact(d.Added), slices.Compact(d.Removed)
-	if d.Logs, err = s.logs(ctx, gone, come); err != nil {
-		return d, err
-	}
-	d.Changes, err = s.changes(ctx, old, now)
+	d.Changes = changes(differ)
+	d.Logs, err = s.logs(ctx, gone, come)
 	return d, err
 }
 
@@ -467,8 +426,8 @@ const maxLogs = 500
 
 // logs lists what the changelogs of packages that came tell beyond those that went, of each
 // source package once.
-func (s *Store) logs(ctx context.Context, gone, come []Package) ([]Log, error) {
-	newest := func(ps []Package) map[string]Package {
+func (s *Store) logs(ctx context.Context, gone, come map[string]Package) ([]Log, error) {
+	newest := func(ps map[string]Package) map[string]Package {
 		out := map[string]Package{}
 		for _, p := range ps {
 			if had, ok := out[p.Source]; !ok || had.Built < p.Built || had.Built == p.Built && p.NEVRA < had.NEVRA {
@@ -508,9 +467,9 @@ func (s *Store) logs(ctx context.Context, gone, come []Package) ([]Log, error) {
 	return out, nil
 }
 
-// differTrees gives the packages, by header, that only one of two sets of trees has. One that was
-// signed anew is in both. It reads the lists of those chunks only that they do not share.
-func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[string]Package, err error) {
+// differTrees gives the packages that only one of two sets of trees has. It reads the lists of those
+// chunks only that they do not share.
+func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (d gate.Difference, err error) {
 	chunks := [2]map[string]chunk{{}, {}}
 	for i, ts := range [][]*tree{old, now} {
 		for _, t := range ts {
@@ -534,7 +493,7 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 			}
 			ps, err := s.places(tx, id)
 			if err != nil {
-				return nil, nil, err
+				return d, err
 			}
 			for _, p := range ps {
 				ids[i][p.PkgID] = true
@@ -555,30 +514,21 @@ func (s *Store) differTrees(tx *db.Tx, old, now []*tree) (removed, added map[str
 			}
 		}
 		for part := range slices.Chunk(ask, bulk) {
-			err := tx.Each(func(scan func(...any) error) error {
-				p, err := scanPackage(scan)
-				out[i][p.Header] = p
-				return err
-			}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(part))
-			if err != nil {
-				return nil, nil, err
+			if err := PackagesByID(tx, part, func(p Package) { out[i][p.Header] = p }); err != nil {
+				return d, err
 			}
 		}
 	}
-	return out[0], out[1], nil
+	return gate.Difference{Old: out[0], Now: out[1]}, nil
 }
 
 // others lists the versions of a package, by name and arch, that trees have beside some.
 func (s *Store) others(tx *db.Tx, ts []*tree, of Package, beside map[string]Package) (out []string, err error) {
-	var ps []Package
-	err = tx.Each(func(scan func(...any) error) error {
-		p, err := scanPackage(scan)
-		if _, is := beside[p.Header]; !is && p.Name() == of.Name() && p.Arch == of.Arch {
-			ps = append(ps, p)
-		}
-		return err
-	}, "SELECT "+packageColumns+" FROM repo_package WHERE source = $1", of.Source)
+	ps, err := packages(tx, "source = $1", of.Source)
 	for _, p := range ps {
+		if _, is := beside[p.Header]; is || p.Name() != of.Name() || p.Arch != of.Arch {
+			continue
+		}
 		for _, t := range ts {
 			ok, err := s.has(tx, t, p, "")
 			if err != nil {

@@ -56,6 +56,9 @@ type part struct {
 	open [3]int64 // what each unpacks to
 }
 
+// offset is where the member of a kind begins.
+func (p part) offset(k rpm.Kind) int64 { return wire.Chunk{Size: p.size}.Offset(k) }
+
 // file is a file of a tree that is no package: a blob, or put together from the parts of the
 // tree's chunks.
 type file struct {
@@ -246,38 +249,14 @@ const packers = 2
 // parts finds the packed form of each chunk of a tree and makes what is missing; what it made
 // waits in the tree for the commit.
 func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
-	at := map[string]int{}
-	for i, c := range t.chunks {
-		at[c.ID] = i
+	have, err := s.havePacked(ctx, t.codec, t.chunks)
+	if err != nil {
+		return nil, err
 	}
 	out := make([]part, len(t.chunks))
-	// What is known from the tree before need not be asked for.
-	var ask []chunk
-	s.mu.Lock()
 	for i, c := range t.chunks {
-		if p, ok := s.known[string(t.codec)+c.ID]; ok {
-			out[i] = p
-		} else {
-			ask = append(ask, c)
-		}
+		out[i] = have[c.ID]
 	}
-	s.mu.Unlock()
-	parts := map[string]part{}
-	var err error
-	if len(ask) > 0 {
-		if err := s.DB.Read(ctx, func(tx *db.Tx) error { return readParts(tx, t.codec, ask, parts) }); err != nil {
-			return nil, err
-		}
-	}
-	s.mu.Lock()
-	if len(s.known) > keptParts {
-		clear(s.known)
-	}
-	for id, p := range parts {
-		out[at[id]] = p
-		s.known[string(t.codec)+id] = p
-	}
-	s.mu.Unlock()
 	var known map[place][3][]byte
 	if slices.ContainsFunc(out, func(p part) bool { return p.blob == "" }) {
 		if known, err = s.takeApart(ctx, t); err != nil {
@@ -331,14 +310,31 @@ func (s *Store) parts(ctx context.Context, t *tree) ([]part, error) {
 	return out, err
 }
 
-func readParts(tx *db.Tx, codec rpm.Codec, cs []chunk, into map[string]part) error {
-	return tx.Each(func(scan func(...any) error) error {
-		var id string
-		var p part
-		err := scan(&id, &p.blob, &p.size[0], &p.size[1], &p.size[2], &p.open[0], &p.open[1], &p.open[2])
-		into[id] = p
-		return err
-	}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(codec), set.IDs(cs))
+// havePacked gives, by id, the packed forms of chunks that were made before. What is known from the
+// tree before is not asked for.
+func (s *Store) havePacked(ctx context.Context, codec rpm.Codec, cs []chunk) (map[string]part, error) {
+	out := map[string]part{}
+	var ask []chunk
+	for _, c := range cs {
+		if p, ok := s.packs.get(string(codec) + c.ID); ok {
+			out[c.ID] = p
+		} else {
+			ask = append(ask, c)
+		}
+	}
+	if len(ask) == 0 {
+		return out, nil
+	}
+	return out, s.DB.Read(ctx, func(tx *db.Tx) error {
+		return tx.Each(func(scan func(...any) error) error {
+			var id string
+			var p part
+			err := scan(&id, &p.blob, &p.size[0], &p.size[1], &p.size[2], &p.open[0], &p.open[1], &p.open[2])
+			out[id] = p
+			s.packs.put(string(codec)+id, p)
+			return err
+		}, "SELECT chunk, digest, primary_size, filelists_size, other_size, primary_open, filelists_open, other_open FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(codec), db.List(set.IDs(ask)))
+	})
 }
 
 // packer lends a packer. A new one costs some milliseconds and megabytes.
@@ -366,8 +362,7 @@ func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, er
 	if len(t.bases) == 0 || len(t.bases) > 64 {
 		return nil, nil
 	}
-	parts := map[string]part{}
-	err := s.DB.Read(ctx, func(tx *db.Tx) error { return readParts(tx, t.codec, t.bases, parts) })
+	parts, err := s.havePacked(ctx, t.codec, t.bases)
 	if err != nil {
 		return nil, err
 	}
@@ -382,12 +377,11 @@ func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, er
 			return nil, err
 		}
 		var lists [3][][]byte
-		for k := range lists {
-			open, err := s.openMember(t.codec, data[:p.size[k]], p.open[k])
+		for k := range rpm.KindOther + 1 {
+			open, err := s.openMember(t.codec, data, p, k)
 			if err != nil {
 				return nil, err
 			}
-			data = data[p.size[k]:]
 			lists[k] = rpm.SplitEntries(open)
 			ok = ok && len(lists[k]) == len(c.Members)
 		}
@@ -401,8 +395,9 @@ func (s *Store) takeApart(ctx context.Context, t *tree) (map[place][3][]byte, er
 	return known, nil
 }
 
-// openMember unpacks a member of so many bytes.
-func (s *Store) openMember(codec rpm.Codec, packed []byte, size int64) ([]byte, error) {
+// openMember unpacks a member of a chunk's blob.
+func (s *Store) openMember(codec rpm.Codec, data []byte, p part, k rpm.Kind) ([]byte, error) {
+	packed, size := data[p.offset(k):p.offset(k+1)], p.open[k]
 	if codec == rpm.Zstd {
 		return s.unpack.DecodeAll(packed, make([]byte, 0, size))
 	}
@@ -419,11 +414,9 @@ func (s *Store) openMember(codec rpm.Codec, packed []byte, size int64) ([]byte, 
 // pack makes the metadata of a chunk and stores it. What known does not tell of its packages is
 // read from the database.
 func (s *Store) pack(ctx context.Context, c chunk, pack *rpm.Packer, known map[place][3][]byte) (p part, err error) {
-	ms := c.Members
-	if ms == nil {
-		if ms, err = s.members(ctx, c); err != nil {
-			return p, err
-		}
+	ms, err := s.members(ctx, c)
+	if err != nil {
+		return p, err
 	}
 	var missing []member
 	for _, m := range ms {
@@ -487,7 +480,7 @@ func (s *Store) templates(ctx context.Context, ms []member) ([]rpm.Template, err
 				found++
 			}
 			return err
-		}, "SELECT id, data FROM repo_entry WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.List(slices.Compact(slices.Sorted(slices.Values(ids)))))
+		}, "SELECT id, data FROM repo_entry WHERE id IN (SELECT value->>'v' FROM json_each($1))", db.List(slices.Compact(slices.Sorted(slices.Values(ids)))))
 	})
 	if err == nil && found < len(ms) {
 		err = fault.Internal("entry_missing", "the database lacks the metadata of %d packages", len(ms)-found)
@@ -495,14 +488,20 @@ func (s *Store) templates(ctx context.Context, ms []member) ([]rpm.Template, err
 	return out, err
 }
 
-// members reads the packages of a chunk.
+// members gives the packages of a chunk, which are read unless it has them.
 func (s *Store) members(ctx context.Context, c chunk) (out []member, err error) {
-	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.membersTx(tx, c.ID); return err })
+	if c.Members != nil {
+		return c.Members, nil
+	}
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.membersTx(tx, c); return err })
 	return out, err
 }
 
-func (s *Store) membersTx(tx *db.Tx, id string) ([]member, error) {
-	places, err := s.places(tx, id)
+func (s *Store) membersTx(tx *db.Tx, c chunk) ([]member, error) {
+	if c.Members != nil {
+		return c.Members, nil
+	}
+	places, err := s.places(tx, c.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -513,13 +512,7 @@ func (s *Store) membersTx(tx *db.Tx, id string) ([]member, error) {
 		at[p.PkgID] = i
 	}
 	out := make([]member, len(places))
-	err = tx.Each(func(scan func(...any) error) error {
-		p, err := scanPackage(scan)
-		if i, ok := at[p.PkgID]; ok {
-			out[i].Package = p
-		}
-		return err
-	}, "SELECT "+packageColumns+" FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(ids))
+	err = PackagesByID(tx, ids, func(p Package) { out[at[p.PkgID]].Package = p })
 	for i, p := range places {
 		if out[i].PkgID == "" && err == nil {
 			out[i].Package = out[at[p.PkgID]].Package // one package at two places
@@ -567,13 +560,9 @@ type checkpoints struct {
 // tree's last form is not read again.
 func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 	var hs [3]hash.Hash
-	var was, next [3]checkpoints
+	var next [3]checkpoints
 	from := [3]int{}
-	s.mu.Lock()
-	for k := range hs {
-		was[k] = s.hashed[t.of][k]
-	}
-	s.mu.Unlock()
+	was, _ := s.hashed.get(t.of)
 	for k := range hs {
 		hs[k] = sha256.New()
 		n := 0
@@ -603,10 +592,9 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 		if err != nil {
 			return err
 		}
-		off := int64(0)
 		for k := range hs {
 			if i >= from[k] {
-				if _, err = io.CopyBuffer(hs[k], onlyReader{io.NewSectionReader(b, off, p.size[k])}, buf); err != nil {
+				if _, err = io.CopyBuffer(hs[k], onlyReader{io.NewSectionReader(b, p.offset(rpm.Kind(k)), p.size[k])}, buf); err != nil {
 					break
 				}
 				var st []byte
@@ -616,7 +604,6 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 				next[k].chunks = append(next[k].chunks, t.chunks[i].ID)
 				next[k].states = append(next[k].states, st)
 			}
-			off += p.size[k]
 		}
 		if err := errors.Join(err, b.Close()); err != nil {
 			return err
@@ -626,12 +613,7 @@ func (s *Store) hashFiles(t *tree, files []file, parts []part) error {
 		hs[k].Write(files[k].Tail)
 		files[k].Sum = hex.EncodeToString(hs[k].Sum(nil))
 	}
-	s.mu.Lock()
-	if len(s.hashed) >= keptHashes {
-		clear(s.hashed)
-	}
-	s.hashed[t.of] = next
-	s.mu.Unlock()
+	s.hashed.put(t.of, next)
 	return nil
 }
 
@@ -651,17 +633,11 @@ func (s *Store) opened(t *tree, k rpm.Kind, parts []part, n int, w io.Writer) er
 		if err != nil {
 			return err
 		}
-		off := int64(0)
-		for j := range k {
-			off += p.size[j]
-		}
-		in, done, err := rpm.Open(bytes.NewReader(data[off : off+p.size[k]]))
+		open, err := s.openMember(t.codec, data, p, k)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(w, in)
-		done()
-		if err != nil {
+		if _, err := w.Write(open); err != nil {
 			return err
 		}
 	}
@@ -684,7 +660,7 @@ func (s *Store) single(t *tree, k rpm.Kind, parts []part, n int, pack *rpm.Packe
 	return m, err
 }
 
-// reader reads a file that is put together from the parts of chunks.
+// assemble writes a file that is put together from the parts of chunks.
 func (s *Store) assemble(ctx context.Context, t *tree, f file, w io.Writer) error {
 	parts, err := s.parts(ctx, t)
 	if err != nil {
@@ -698,11 +674,7 @@ func (s *Store) assemble(ctx context.Context, t *tree, f file, w io.Writer) erro
 		if err != nil {
 			return err
 		}
-		off := int64(0)
-		for j := range *f.Kind {
-			off += p.size[j]
-		}
-		_, err = io.Copy(w, io.NewSectionReader(b, off, p.size[*f.Kind]))
+		_, err = io.Copy(w, io.NewSectionReader(b, p.offset(*f.Kind), p.size[*f.Kind]))
 		if err := errors.Join(err, b.Close()); err != nil {
 			return err
 		}
@@ -865,7 +837,7 @@ func (t *tree) stillThere(tx *db.Tx) error {
 		ids[c.ID] = true
 	}
 	var n int
-	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.IDs(t.chunks)).Scan(&n); err != nil {
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", db.List(set.IDs(t.chunks))).Scan(&n); err != nil {
 		return err
 	}
 	if n < len(ids) {
@@ -879,7 +851,7 @@ func (t *tree) stillThere(tx *db.Tx) error {
 		for _, m := range c.Members {
 			pkgs[m.PkgID] = true
 		}
-		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", set.List(slices.Collect(maps.Keys(pkgs)))).Scan(&n); err != nil {
+		if err := tx.QueryRow("SELECT COUNT(*) FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", db.List(slices.Collect(maps.Keys(pkgs)))).Scan(&n); err != nil {
 			return err
 		}
 		if n < len(pkgs) {
@@ -889,7 +861,7 @@ func (t *tree) stillThere(tx *db.Tx) error {
 	if !slices.ContainsFunc(t.files, func(f file) bool { return f.Kind != nil }) {
 		return nil
 	}
-	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), set.IDs(t.chunks)).Scan(&n); err != nil {
+	if err := tx.QueryRow("SELECT COUNT(*) FROM repo_part WHERE codec = $1 AND chunk IN (SELECT value->>'v' FROM json_each($2))", string(t.codec), db.List(set.IDs(t.chunks))).Scan(&n); err != nil {
 		return err
 	}
 	for id := range t.parts {
@@ -944,11 +916,7 @@ const keptTrees = 64
 
 // treeByID reads a tree. Trees never change, so those read last are kept.
 func (s *Store) treeByID(tx *db.Tx, id string) (*tree, error) {
-	s.mu.Lock()
-	kept, ok := s.trees[id]
-	s.mu.Unlock()
-	if ok {
-		t := kept
+	if t, ok := s.trees.get(id); ok {
 		return &t, nil
 	}
 	t := tree{id: id}
@@ -973,7 +941,7 @@ func (s *Store) treeByID(tx *db.Tx, id string) (*tree, error) {
 			t.chunks[i] = c
 		}
 		return err
-	}, "SELECT id, packages, first, last, bytes, built FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", set.IDs(t.chunks))
+	}, "SELECT id, packages, first, last, bytes, built FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))", db.List(set.IDs(t.chunks)))
 	if err != nil {
 		return nil, err
 	}
@@ -993,23 +961,12 @@ func (s *Store) remember(t tree) {
 	for i := range t.chunks {
 		t.chunks[i].Members = nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.trees) >= keptTrees {
-		clear(s.trees)
-	}
-	s.trees[t.id] = t
+	s.trees.put(t.id, t)
 }
 
 // treesOfSnapshot reads all trees of a snapshot, in the order of their names.
 func (s *Store) treesOfSnapshot(tx *db.Tx, snapshot string) ([]*tree, error) {
-	var names []string
-	err := tx.Each(func(scan func(...any) error) error {
-		var n string
-		err := scan(&n)
-		names = append(names, n)
-		return err
-	}, "SELECT name FROM repo_snapshot_tree WHERE snapshot = $1 ORDER BY name", snapshot)
+	names, err := db.Column[string](tx, "SELECT name FROM repo_snapshot_tree WHERE snapshot = $1 ORDER BY name", snapshot)
 	var out []*tree
 	for _, n := range names {
 		t, err := s.tree(tx, snapshot, n)
@@ -1033,20 +990,13 @@ func (s *Store) has(tx *db.Tx, t *tree, p Package, href string) (bool, error) {
 		if c.Last < p.Source {
 			continue
 		}
-		s.mu.Lock()
-		ps, ok := s.lists[c.ID]
-		s.mu.Unlock()
+		ps, ok := s.lists.get(c.ID)
 		if !ok {
 			var err error
 			if ps, err = s.places(tx, c.ID); err != nil {
 				return false, err
 			}
-			s.mu.Lock()
-			if len(s.lists) >= keptPlaces {
-				clear(s.lists)
-			}
-			s.lists[c.ID] = ps
-			s.mu.Unlock()
+			s.lists.put(c.ID, ps)
 		}
 		if slices.ContainsFunc(ps, func(x place) bool { return x.PkgID == p.PkgID && (href == "" || x.Href == href) }) {
 			return true, nil

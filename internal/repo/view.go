@@ -107,15 +107,11 @@ func (s *Store) surroundings(tx *db.Tx, v *View) error {
 	if err != nil {
 		return err
 	}
-	err = tx.Each(func(scan func(...any) error) error {
-		var n string
-		err := scan(&n)
-		v.Channels = append(v.Channels, n)
-		return err
-	}, "SELECT name FROM repo_channel WHERE snapshot = $1 AND until = 0 ORDER BY name", v.ID)
+	channels, err := db.Column[string](tx, "SELECT name FROM repo_channel WHERE snapshot = $1 AND until = 0 ORDER BY name", v.ID)
 	if err != nil {
 		return err
 	}
+	v.Channels = append(v.Channels, channels...)
 	parts, err := partsOf(tx, v.ID)
 	if err != nil {
 		return err

@@ -130,25 +130,7 @@ func DecodeTemplate(b []byte) (t Template, err error) {
 // ChangelogOf lists the changelog entries of a package's entry in other.xml, newest first:
 // author and text. What is no such entry has none.
 func ChangelogOf(other []byte) (out []string) {
-	x := newScanner(bytes.NewReader(other))
-	for {
-		t, err := x.element()
-		if err != nil {
-			break
-		}
-		if string(t.name) != "changelog" || t.end {
-			continue
-		}
-		author, err := t.attr("author")
-		if err != nil {
-			break
-		}
-		text, err := x.text(t)
-		if err != nil {
-			break
-		}
-		out = append(out, "* "+author+"\n"+text)
-	}
+	eachText(other, "changelog", "author", func(author, text string) { out = append(out, "* "+author+"\n"+text) })
 	slices.Reverse(out)
 	return out
 }
@@ -156,24 +138,29 @@ func ChangelogOf(other []byte) (out []string) {
 // FilesOf calls fn for each file of a package's entry in filelists.xml, with its type: "" for a
 // file, "dir" or "ghost". What is no such entry has none.
 func FilesOf(filelists []byte, fn func(path, typ string)) {
-	x := newScanner(bytes.NewReader(filelists))
+	eachText(filelists, "file", "type", func(typ, path string) { fn(path, typ) })
+}
+
+// eachText calls fn for each element of a name in an entry, with an attribute and its text.
+func eachText(entry []byte, name, attr string, fn func(attr, text string)) {
+	x := newScanner(bytes.NewReader(entry))
 	for {
 		t, err := x.element()
 		if err != nil {
 			return
 		}
-		if string(t.name) != "file" || t.end {
+		if string(t.name) != name || t.end {
 			continue
 		}
-		typ, err := t.attr("type")
+		v, err := t.attr(attr)
 		if err != nil {
 			return
 		}
-		path, err := x.text(t)
+		text, err := x.text(t)
 		if err != nil {
 			return
 		}
-		fn(path, typ)
+		fn(v, text)
 	}
 }
 

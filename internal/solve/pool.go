@@ -218,10 +218,10 @@ func (p *Pool) add(r *raw, deps []rawDep) uint32 {
 		}
 	}
 	for _, i := range r.deps[rpmRequires] {
-		p.require(id, deps[i])
+		p.relate(id, deps[i], false)
 	}
 	for _, i := range r.deps[rpmConflicts] {
-		p.conflict(id, deps[i])
+		p.relate(id, deps[i], true)
 	}
 	for _, i := range r.deps[rpmObsoletes] {
 		p.exclude(id, p.atom(atomKey{deps[i].name, deps[i].evr, deps[i].flags, kindName}))
@@ -390,14 +390,19 @@ func (p *Pool) parse(d rawDep) *expr {
 	return nil
 }
 
-func (p *Pool) require(id uint32, d rawDep) {
+// relate notes what a package requires, or with not what it excludes.
+func (p *Pool) relate(id uint32, d rawDep, not bool) {
+	add := p.need
+	if not {
+		add = p.exclude
+	}
 	switch e := p.parse(d); {
 	case e == nil:
-		p.need(id, p.atom(atomKey{d.name, d.evr, d.flags, kindPlain}))
+		add(id, p.atom(atomKey{d.name, d.evr, d.flags, kindPlain}))
 	case !e.joint():
-		p.need(id, p.of(e))
+		add(id, p.of(e))
 	default:
-		p.formula(id, e, false, d.name)
+		p.formula(id, e, not, d.name)
 	}
 }
 
@@ -414,17 +419,6 @@ func (p *Pool) need(id, a uint32) {
 func (p *Pool) hold(id, a uint32) {
 	if x := &p.atoms[a]; len(x.holders) == 0 || x.holders[len(x.holders)-1] != id {
 		x.holders = append(x.holders, id)
-	}
-}
-
-func (p *Pool) conflict(id uint32, d rawDep) {
-	switch e := p.parse(d); {
-	case e == nil:
-		p.exclude(id, p.atom(atomKey{d.name, d.evr, d.flags, kindPlain}))
-	case !e.joint():
-		p.exclude(id, p.of(e))
-	default:
-		p.formula(id, e, true, d.name)
 	}
 }
 

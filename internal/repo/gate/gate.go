@@ -60,10 +60,9 @@ type Config struct {
 	Members   func(ctx context.Context, c set.Chunk) ([]set.Member, error)
 	Places    func(ctx context.Context, c set.Chunk) ([]set.Place, error)
 	Templates func(ctx context.Context, ms []set.Member) ([]rpm.Template, error)
-	// Open reads a package file; the caller calls the returned function when done.
-	Open   func(p set.Package) (*rpm.Package, func() error, error)
-	Pack   func([]byte) []byte // a value of a row
-	Unpack func([]byte) ([]byte, error)
+	Headers   func(p set.Package) (*rpm.Package, error)
+	Pack      func([]byte) []byte // a value of a row
+	Unpack    func([]byte) ([]byte, error)
 }
 
 // Gate judges moves. What it knows of chunks is kept, in memory and in the database.
@@ -165,12 +164,8 @@ func (s *Gate) present(now []Tree, fresh map[string]set.Package) (out []Finding)
 
 // isSigned tells whether a package carries an OpenPGP signature of anybody.
 func (s *Gate) isSigned(p set.Package) bool {
-	q, done, err := s.Open(p)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = done() }()
-	return len(q.Signatures()) > 0
+	q, err := s.Headers(p)
+	return err == nil && len(q.Signatures()) > 0
 }
 
 // judgeArch looks at what a host of an arch would see.
@@ -280,7 +275,7 @@ func (s *Gate) loadGates(ctx context.Context, cs []set.Chunk) error {
 			b, err := s.pool.Decode(open)
 			s.gates[id] = data{b, paths}
 			return err
-		}, "SELECT chunk, deps, paths FROM repo_gate WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", set.IDs(missing))
+		}, "SELECT chunk, deps, paths FROM repo_gate WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", db.List(set.IDs(missing)))
 	})
 	if err != nil {
 		return err
@@ -327,11 +322,9 @@ func (s *Gate) loadGates(ctx context.Context, cs []set.Chunk) error {
 
 // makeGate takes from what metadata says of a chunk's packages what the gate needs.
 func (s *Gate) makeGate(ctx context.Context, c set.Chunk) (deps, paths []byte, err error) {
-	ms := c.Members
-	if ms == nil {
-		if ms, err = s.Members(ctx, c); err != nil {
-			return nil, nil, err
-		}
+	ms, err := s.Members(ctx, c)
+	if err != nil {
+		return nil, nil, err
 	}
 	ts, err := s.Templates(ctx, ms)
 	if err != nil {
@@ -477,7 +470,7 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *s
 		ms, ok := read[o.chunk]
 		if !ok {
 			var err error
-			if ms, err = s.membersOf(ctx, chunks[o.chunk]); err != nil {
+			if ms, err = s.Members(ctx, chunks[o.chunk]); err != nil {
 				return set.Package{}, err
 			}
 			read[o.chunk] = ms
@@ -540,13 +533,6 @@ func touches(c set.Chunk, sources []string) bool {
 	return i < len(sources) && sources[i] <= c.Last
 }
 
-func (s *Gate) membersOf(ctx context.Context, c set.Chunk) ([]set.Member, error) {
-	if c.Members != nil {
-		return c.Members, nil
-	}
-	return s.Members(ctx, c)
-}
-
 // eachPath goes through the hashes of a chunk's paths.
 func eachPath(b []byte, fn func(member int, hash uint32)) error {
 	for i := 0; len(b) > 0; i++ {
@@ -579,14 +565,11 @@ func (c *contents) read(p set.Package) (content, error) {
 	if had, ok := c.of[p.Header]; ok {
 		return had, nil
 	}
-	q, done, err := c.gate.Open(p)
+	q, err := c.gate.Headers(p)
 	if err != nil {
 		return nil, err
 	}
 	list, err := q.Header.Files()
-	if cerr := done(); err == nil {
-		err = cerr
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -7,11 +7,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"drover/internal/blob"
@@ -251,21 +249,11 @@ func Same(a, b []Chunk) bool {
 	return slices.EqualFunc(a, b, func(x, y Chunk) bool { return x.ID == y.ID })
 }
 
-// IDs is the ids of chunks as the one parameter of a query: FROM json_each, value->>'v'.
-func IDs(cs []Chunk) string {
+// IDs is the ids of chunks.
+func IDs(cs []Chunk) []string {
 	ids := make([]string, len(cs))
 	for i, c := range cs {
 		ids[i] = c.ID
 	}
-	return List(ids)
-}
-
-// List is texts as the one parameter of a query: FROM json_each, value->>'v'.
-func List(vs []string) string {
-	m := make(map[string]map[string]string, len(vs))
-	for i, v := range vs {
-		m[strconv.Itoa(i)] = map[string]string{"v": v}
-	}
-	b, _ := json.Marshal(m) // texts always are JSON
-	return string(b)
+	return ids
 }

@@ -10,10 +10,6 @@ import (
 	"os"
 	"strings"
 
-	"crypto/sha1" //nolint:gosec // old repositories name their files by it; it is checked, not trusted
-	"crypto/sha256"
-	"crypto/sha512"
-
 	"drover/internal/blob"
 	"drover/internal/fault"
 	"drover/internal/fetch"
@@ -126,19 +122,11 @@ func checkOpen(r io.Reader, d rpm.Data) error {
 }
 
 func newHash(algo string) (hash.Hash, error) {
-	switch algo {
-	case "sha256":
-		return sha256.New(), nil
-	case "sha224":
-		return sha256.New224(), nil
-	case "sha512":
-		return sha512.New(), nil
-	case "sha384":
-		return sha512.New384(), nil
-	case "sha", "sha1":
-		return sha1.New(), nil //nolint:gosec // as the repository has it
+	h, err := fetch.NewHash(algo)
+	if err != nil || algo == "" {
+		return nil, fault.Invalid("mirror_algo", "the repository uses the checksum %.20q", algo)
 	}
-	return nil, fault.Invalid("mirror_algo", "the repository uses the checksum %.20q", algo)
+	return h, nil
 }
 
 // Packages reads which packages a primary.xml names.
