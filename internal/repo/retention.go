@@ -176,7 +176,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		}
 		return nil
 	}
-	var trees, chunks, pkgs, entries []string
+	var trees, signatures, chunks, pkgs, entries []string
 	err := s.DB.Read(ctx, func(tx *db.Tx) (err error) {
 		trees, err = db.Column[string](tx, "SELECT id FROM repo_tree WHERE created < $1 AND id NOT IN (SELECT tree FROM repo_snapshot_tree)", before)
 		return err
@@ -195,6 +195,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 					blobs[blob.Digest(f.Sum)] = true
 				}
 			}
+			signatures = append(signatures, t.sum(repomdFile+".asc"))
 			return nil
 		})
 		if err != nil {
@@ -202,8 +203,11 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 		}
 	}
 	if err := remove(trees, &r.Trees, "DELETE FROM repo_tree WHERE id IN (SELECT value->>'v' FROM json_each($1)) AND id NOT IN (SELECT tree FROM repo_snapshot_tree)",
-		"DELETE FROM repo_file WHERE tree IN (SELECT value->>'v' FROM json_each($1)) AND tree NOT IN (SELECT id FROM repo_tree)",
-		"DELETE FROM repo_signature WHERE repomd IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
+		"DELETE FROM repo_file WHERE tree IN (SELECT value->>'v' FROM json_each($1)) AND tree NOT IN (SELECT id FROM repo_tree)"); err != nil {
+		return err
+	}
+	var n int
+	if err := remove(signatures, &n, "DELETE FROM repo_signature WHERE digest IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
 	s.trees.drop()
@@ -274,7 +278,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	if err != nil {
 		return err
 	}
-	if err := remove(chunks, &r.Chunks, "DELETE FROM repo_part WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
+	if err := remove(chunks, &r.Chunks, "DELETE FROM repo_part WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_gate WHERE chunk IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_chunk WHERE id IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
 		return err
 	}
 	if err := remove(pkgs, &r.Packages, "DELETE FROM repo_location WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_absent WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))", "DELETE FROM repo_package WHERE pkgid IN (SELECT value->>'v' FROM json_each($1))"); err != nil {
@@ -287,7 +291,6 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	if err != nil {
 		return err
 	}
-	var n int
 	return remove(entries, &n, "DELETE FROM repo_entry WHERE id IN (SELECT value->>'v' FROM json_each($1)) AND id NOT IN (SELECT entry FROM repo_package)")
 }
 

@@ -58,7 +58,9 @@ func TestSweep(t *testing.T) {
 	}
 	dbtest.Each(t, repotest.Schemas(), func(t *testing.T, d *db.DB) {
 		h := repotest.New(t, d)
-		h.Tag(release.Tag{Name: "stream", Arches: []string{"x86_64"}})
+		h.StartSigner(true)
+		h.Key("k", "ed25519", "stream")
+		h.Tag(release.Tag{Name: "stream", Key: "k", Arches: []string{"x86_64"}})
 		h.OK(h.Repo.SetLine(h.System, repo.Line{Name: "l", Parts: []string{"stream"}, Stages: []string{"dev", "prod"}}))
 		h.Published("stream")
 		id := make([]string, builds+1)
@@ -111,6 +113,30 @@ func TestSweep(t *testing.T) {
 				}
 			}
 		}
+		// Nothing is left of what is gone.
+		h.OK(d.Read(ctx, func(tx *db.Tx) error {
+			for what, query := range map[string]string{
+				"what the gate knows of chunks": "SELECT COUNT(*) FROM repo_gate WHERE chunk NOT IN (SELECT id FROM repo_chunk)",
+				"packed chunks":                 "SELECT COUNT(*) FROM repo_part WHERE chunk NOT IN (SELECT id FROM repo_chunk)",
+				"files of trees":                "SELECT COUNT(*) FROM repo_file WHERE tree NOT IN (SELECT id FROM repo_tree)",
+				"parts of snapshots":            "SELECT COUNT(*) FROM repo_snapshot_part WHERE snapshot NOT IN (SELECT id FROM repo_snapshot)",
+			} {
+				var n int
+				if err := tx.QueryRow(query).Scan(&n); err != nil {
+					return err
+				}
+				if n > 0 {
+					t.Errorf("%s: %d rows", what, n)
+				}
+			}
+			signed, err := db.Column[blob.Digest](tx, "SELECT repomd FROM repo_signature")
+			for _, sum := range signed {
+				if ok, err := h.Blobs.Has(sum); !ok || err != nil {
+					t.Errorf("the signature of a repomd.xml that is gone stays: %s %v", sum, err)
+				}
+			}
+			return err
+		}))
 		// The bytes of builds are theirs.
 		ds, err := h.Blobs.Scrub(ctx, func(p blob.Problem) { t.Errorf("%+v", p) })
 		h.OK(err)
