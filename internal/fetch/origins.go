@@ -133,7 +133,7 @@ func newOrigin(from Origin) (*origin, error) {
 	if from.PasswordFile != "" {
 		raw, err := os.ReadFile(from.PasswordFile)
 		if err != nil {
-			return nil, fault.Invalid("fetch_password", "the password for %s can't be read", u.Host).Wrap(err)
+			return nil, fault.Invalid("fetch_password", "the password for %s can't be read", u.Host).Wrap(err).Fix("give the path of a file that the server may read")
 		}
 		from.Password = strings.TrimRight(string(raw), "\r\n")
 	}

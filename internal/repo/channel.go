@@ -102,7 +102,7 @@ func (s *Store) Point(ctx context.Context, channel, snapshot string) error {
 		return err
 	}
 	if name, st, ok := strings.Cut(channel, "/"); !reName.MatchString(name) || ok && !reStage.MatchString(st) {
-		return fault.Invalid("channel", "%.100q is no name of a channel", channel)
+		return fault.Invalid("channel", "%.100q is no name of a channel", channel).Fix("use a-z 0-9 _ . + -, a letter or digit first; LINE/STAGE for a stage")
 	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		sn, err := s.getSnapshot(tx, snapshot)
@@ -233,7 +233,7 @@ func checkNote(reason string, expires time.Time) error {
 		return fault.Invalid("reason", "a reason is needed, of at most 1000 letters").Fix("say in a few words why; whoever meets it at night will read it")
 	}
 	if !expires.IsZero() && expires.Before(time.Now()) {
-		return fault.Invalid("expires", "it would have expired already: %s", expires.Format(time.RFC3339))
+		return fault.Invalid("expires", "it would have expired already: %s", expires.Format(time.RFC3339)).Fix("give a time to come, or none")
 	}
 	return nil
 }
@@ -310,7 +310,7 @@ func (s *Store) SetHold(ctx context.Context, h Hold) error {
 		return err
 	}
 	if _, err := path.Match(h.Package, ""); err != nil || h.Package == "" || len(h.Package) > 200 || strings.ContainsAny(h.Package, "/ \n") {
-		return fault.Invalid("hold", "%.100q is no name of a package and no pattern", h.Package)
+		return fault.Invalid("hold", "%.100q is no name of a package and no pattern", h.Package).Fix("give a name, or a pattern such as kernel*")
 	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {
 		if _, _, err := stageOf(tx, h.Channel); err != nil {
@@ -384,7 +384,7 @@ func (s *Store) SetName(ctx context.Context, name, snapshot, reason string) erro
 	}
 	// What looks like an id, or like a channel, would be taken for it.
 	if !reName.MatchString(name) || len(name) >= 8 && strings.Trim(name, "0123456789abcdef") == "" {
-		return fault.Invalid("name", "%.100q is no name for a snapshot", name)
+		return fault.Invalid("name", "%.100q is no name for a snapshot", name).Fix("use a-z 0-9 _ . + -, a letter or digit first, and nothing that could be an id")
 	}
 	if err := checkNote(reason, time.Time{}); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (s *Store) SetLine(ctx context.Context, l Line) error {
 	no := func(format string, args ...any) *fault.Error { return fault.Invalid("line", format, args...) }
 	switch {
 	case !reName.MatchString(l.Name):
-		return no("%.100q is no name of a line", l.Name)
+		return no("%.100q is no name of a line", l.Name).Fix("use a-z 0-9 _ . + -, a letter or digit first")
 	case len(l.Parts) == 0 || len(l.Parts) > maxParts:
 		return no("a line has 1 to %d parts, not %d", maxParts, len(l.Parts)).Fix("name the channels of tags and mirrors that it is made of")
 	case len(l.Stages) == 0 || len(l.Stages) > maxStages:
@@ -55,12 +55,12 @@ func (s *Store) SetLine(ctx context.Context, l Line) error {
 	}
 	for _, st := range l.Stages {
 		if !reStage.MatchString(st) || st == "at" || st == "source" {
-			return no("%.50q is no name of a stage", st)
+			return no("%.50q is no name of a stage", st).Fix("use a-z 0-9 -, a letter first; at and source are taken")
 		}
 	}
 	for _, list := range [][]string{l.Parts, l.Stages} {
 		if sorted := slices.Sorted(slices.Values(list)); len(slices.Compact(sorted)) != len(list) {
-			return no("the line %s names a part or a stage twice", l.Name)
+			return no("the line %s names a part or a stage twice", l.Name).Fix("name each once")
 		}
 	}
 	return s.DB.Write(ctx, func(tx *db.Tx) error {

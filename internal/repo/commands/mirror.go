@@ -116,7 +116,7 @@ func (c mirrorSet) Run(e *cli.Env) error {
 	for _, f := range c.Gpgkey {
 		b, err := os.ReadFile(f)
 		if err != nil {
-			return fault.Invalid("gpgkey", "the file of a key cannot be read").Wrap(err).Fix("give the file that upstream's keys are in")
+			return fault.Invalid("gpgkey", "the key file %.200s cannot be read", f).Wrap(err).Fix("give the file that upstream's keys are in")
 		}
 		m.Keys += strings.TrimSpace(string(b)) + "\n"
 	}

@@ -112,11 +112,11 @@ func checkOpen(r io.Reader, d rpm.Data) error {
 	n, err := io.Copy(h, io.LimitReader(in, maxOpenMeta+1))
 	switch {
 	case err != nil:
-		return fault.Invalid("mirror_sum", "%.200q cannot be unpacked", d.Href).Wrap(err)
+		return fault.Invalid("mirror_sum", "%.200q cannot be unpacked", d.Href).Wrap(err).Fix("it may be in the middle of an update: sync again later; else take another mirror of it")
 	case n > maxOpenMeta:
 		return fault.TooLarge("mirror_size", "%.200q unpacks to over %d bytes", d.Href, int64(maxOpenMeta))
 	case d.OpenSize > 0 && n != d.OpenSize || !strings.EqualFold(hex.EncodeToString(h.Sum(nil)), d.OpenSum):
-		return fault.Invalid("mirror_sum", "%.200q unpacks to something else than repomd.xml says", d.Href)
+		return fault.Invalid("mirror_sum", "%.200q unpacks to something else than repomd.xml says", d.Href).Fix("it may be in the middle of an update: sync again later; else take another mirror of it")
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func (u *Upstream) Look(ctx context.Context, had Seen, now time.Time, rollback b
 				return nil
 			}
 		}
-		return fault.Invalid("mirror_stale", "its repomd.xml is none that the metalink tells of")
+		return fault.Invalid("mirror_stale", "its repomd.xml is none that the metalink tells of").Fix("it lags or is hostile: sync again later, or take it off the list")
 	}
 	a, err := u.client.Small(ctx, u.roots, RepomdFile, 1<<20, had.Mark, check)
 	if err != nil {
