@@ -44,8 +44,8 @@ func (s *Store) Poll(ctx context.Context, p wire.Poll) (wire.Orders, error) {
 	if err := s.seen(ctx, builder, p); err != nil {
 		return wire.Orders{}, err
 	}
-	if err := s.dropped(ctx, builder, p.Running); err != nil {
-		return wire.Orders{}, err
+	if err := s.dropped(ctx, builder, p.Running); err != nil || p.Leaving {
+		return wire.Orders{Tasks: []wire.Task{}, Cancel: []int64{}}, err
 	}
 	deadline := time.NewTimer(time.Duration(p.Wait) * time.Second)
 	defer deadline.Stop()

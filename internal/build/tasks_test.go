@@ -503,6 +503,16 @@ func TestPolls(t *testing.T) {
 			t.Errorf("%+v %v", oy, err)
 		}
 		h.ok(x.renew(o.Tasks[0]))
+		// A builder leaves, and never heard of what it was handed: another may have that at once.
+		z := h.join("z")
+		b = h.submit(build.Request{Target: "one", Repo: "rpms/hello", Scratch: true})
+		if id := z.take().ID; id != h.whole(b.ID).Tasks[1].ID {
+			t.Errorf("it took task %d", id)
+		}
+		o, err = pollWith(t.Context(), z.c, wire.Poll{Version: wire.Version, Arches: z.arches, Channels: z.channels, Slots: 1, Running: []wire.Held{}, Leaving: true})
+		if w := h.whole(b.ID); err != nil || len(o.Tasks) != 0 || w.Tasks[1].State != build.TaskFree {
+			t.Errorf("%+v %v %+v", o, err, w.Tasks[1])
+		}
 	})
 }
 

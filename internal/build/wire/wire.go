@@ -35,6 +35,7 @@ type Poll struct {
 	Running  []Held   `json:"running"`                         // what it holds; the server cancels what it should not hold
 	Host     string   `json:"host"`                            // host name, for people
 	Wait     int      `json:"wait" minimum:"0" maximum:"55"`   // seconds to wait when there is nothing
+	Leaving  bool     `json:"leaving,omitempty"`               // it takes no more: give back what it was handed and does not hold
 }
 
 // Held is a task that a builder holds under a lease.

@@ -159,14 +159,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		// A poll is never given up for a task that ends: the server knows of the free slot as soon
 		// as it knows of the end, and a task that it hands to a poll given up would be lost to us.
-		p := wire.Poll{Version: wire.Version, Arches: w.Arches, Channels: w.Channels, Slots: w.Slots, Running: []wire.Held{}, Host: host, Wait: 50}
-		w.mu.Lock()
-		for _, r := range w.running {
-			p.Running = append(p.Running, r.Held)
-		}
-		w.mu.Unlock()
 		var o wire.Orders
-		if err := w.Client.Call(ctx, "POST", wire.PathPoll, p, &o); err != nil {
+		if err := w.Client.Call(ctx, "POST", wire.PathPoll, w.poll(host), &o); err != nil {
 			if ctx.Err() != nil {
 				continue
 			}
@@ -207,7 +201,27 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		w.mu.Unlock()
 	}
+	// The poll that was just given up may have been handed a task: say that we have not got it, or
+	// it would wait for its lease to run out.
+	p := w.poll(host)
+	p.Leaving = true
+	lctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := w.Client.Call(lctx, "POST", wire.PathPoll, p, nil); err != nil {
+		w.Log.Warn("the server was not told that we leave", "err", err)
+	}
 	return nil
+}
+
+// poll is what the builder says of itself now.
+func (w *Worker) poll(host string) wire.Poll {
+	p := wire.Poll{Version: wire.Version, Arches: w.Arches, Channels: w.Channels, Slots: w.Slots, Running: []wire.Held{}, Host: host, Wait: 50}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.running {
+		p.Running = append(p.Running, r.Held)
+	}
+	return p
 }
 
 // do runs a task to its end and tells the server.
