@@ -110,21 +110,41 @@ func Read(r io.Reader) (Docs, error) {
 // ends a document whatever is open in it, by the rules of YAML.
 func documents(b []byte) func(func([]byte) bool) {
 	return func(yield func([]byte) bool) {
-		from, at := 0, 0
-		for line := range bytes.Lines(b) {
-			mark := bytes.HasPrefix(line, []byte("---")) || bytes.HasPrefix(line, []byte("..."))
-			if mark && (len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0) {
-				if doc := bytes.TrimSpace(b[from:at]); len(doc) > 0 && !yield(b[from:at]) {
-					return
+		from, start := 0, true
+		for at := 0; at < len(b); {
+			rest := b[at:]
+			if start && (bytes.HasPrefix(rest, []byte("---")) || bytes.HasPrefix(rest, []byte("..."))) {
+				if after := rest[3:]; len(after) == 0 || after[0] == ' ' || after[0] == '\t' || lineBreak(after) > 0 {
+					if doc := bytes.TrimSpace(b[from:at]); len(doc) > 0 && !yield(b[from:at]) {
+						return
+					}
+					from = at + 3 // what follows the mark belongs to the document
 				}
-				from = at + 3 // what follows the mark belongs to the document
 			}
-			at += len(line)
+			n := lineBreak(rest)
+			start = n > 0
+			at += max(n, 1)
 		}
 		if doc := bytes.TrimSpace(b[from:]); len(doc) > 0 {
 			yield(b[from:])
 		}
 	}
+}
+
+// lineBreak is the length of the line break that b begins with, or 0. YAML has five of them
+// (YAML 1.1, 5.4); of CR LF this is the CR.
+func lineBreak(b []byte) int {
+	switch b[0] {
+	case '\n', '\r':
+		return 1
+	case 0xc2, 0xe2:
+		for _, nl := range []string{"\u0085", "\u2028", "\u2029"} {
+			if bytes.HasPrefix(b, []byte(nl)) {
+				return len(nl)
+			}
+		}
+	}
+	return 0
 }
 
 func bad(format string, args ...any) *fault.Error {

@@ -290,6 +290,9 @@ func TestOddModules(t *testing.T) {
 func FuzzModules(f *testing.F) {
 	f.Add([]byte(streamDoc("one", "1.0", 5, "one", "a-0:1-1.x86_64") + defaultsDoc("one", 1, "1.0", "    s: [a]\n")))
 	f.Add([]byte(defaultsDoc("one", 1, "1.0", "    s: [a]\n") + defaultsDoc("one", 1, "1.1", "    s: [b]\n    t: []\n")))
+	for _, nl := range []string{"\r", "\u0085", "\u2028", "\u2029", "\r\n"} {
+		f.Add([]byte(strings.ReplaceAll("\n---\ndocument: modulemd-defaults\nversion: 1\ndata:\n  module: o\n...\n", "\n", nl)))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, magic := range []string{"\x1f\x8b", "BZh", "\xfd7zXZ", "\x28\xb5\x2f\xfd", "\x5d\x00\x00"} {
 			if bytes.HasPrefix(b, []byte(magic)) {
