@@ -169,6 +169,9 @@ type Tx struct {
 	now   int64
 	actor string
 	after []func()
+	// Statements that came before, prepared from the second time on: what runs for each of
+	// thousands of rows is parsed once.
+	prepared map[string]*sql.Stmt
 }
 
 // Ctx is the transaction's context. A Write or Read with it fails at once rather
@@ -186,15 +189,46 @@ func (t *Tx) AfterCommit(fn func()) { t.after = append(t.after, fn) }
 
 // Exec runs a statement and returns how many rows it changed.
 func (t *Tx) Exec(query string, args ...any) (int64, error) {
-	r, err := t.tx.ExecContext(t.ctx, query, args...)
+	var r sql.Result
+	var err error
+	if p := t.again(query); p != nil {
+		r, err = p.ExecContext(t.ctx, args...)
+	} else {
+		r, err = t.tx.ExecContext(t.ctx, query, args...)
+	}
 	if err != nil {
 		return 0, err
 	}
 	return r.RowsAffected()
 }
 
+// again gives a prepared statement for a text that came before; nil when the text is new, and
+// always with PostgreSQL, whose driver keeps statements itself.
+func (t *Tx) again(query string) *sql.Stmt {
+	if t.d.pg {
+		return nil
+	}
+	p, before := t.prepared[query]
+	if before && p == nil {
+		p, _ = t.tx.PrepareContext(t.ctx, query) // running it says what is wrong with it
+	}
+	if len(t.prepared) < maxPrepared || before {
+		if t.prepared == nil {
+			t.prepared = map[string]*sql.Stmt{}
+		}
+		t.prepared[query] = p
+	}
+	return p
+}
+
+// maxPrepared bounds how many texts a transaction remembers.
+const maxPrepared = 64
+
 // QueryRow runs a query for at most one row.
 func (t *Tx) QueryRow(query string, args ...any) *sql.Row {
+	if p := t.again(query); p != nil {
+		return p.QueryRowContext(t.ctx, args...)
+	}
 	return t.tx.QueryRowContext(t.ctx, query, args...)
 }
 

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -281,13 +282,12 @@ func (s *Store) publish(ctx context.Context, tag string) error {
 const manyRPMs = 1000
 
 // signed finds the served form of each package, signed with the tag's key. What is missing is
-// signed in one batch.
+// made, and kept, some packages at a time: what was signed before a failure need not be again.
 func (s *Store) signed(ctx context.Context, t change) ([]Package, error) {
-	rpms := t.rpms
-	out := make([]Package, len(rpms))
+	out := make([]Package, len(t.rpms))
 	var missing []int
 	err := s.DB.Read(ctx, func(tx *db.Tx) error {
-		for i, r := range rpms {
+		for i, r := range t.rpms {
 			p, err := scanPackage(tx.QueryRow("SELECT "+packageColumns+" FROM repo_package WHERE header = $1 AND key = $2 AND mtime > 0 AND head <> '' ORDER BY created LIMIT 1", r.Header, t.Key).Scan)
 			if db.NoRow(err) {
 				missing = append(missing, i)
@@ -300,42 +300,59 @@ func (s *Store) signed(ctx context.Context, t change) ([]Package, error) {
 		}
 		return nil
 	})
-	if err != nil || len(missing) == 0 {
-		return out, err
+	if err != nil {
+		return nil, err
 	}
-	heads := make([]blob.Digest, len(missing))
+	// While one group is being written the next is made.
+	var writing errgroup.Group
+	for which := range slices.Chunk(missing, signedAtOnce) {
+		made, err := s.makeSigned(ctx, t, which, out)
+		if err = errors.Join(writing.Wait(), err); err != nil {
+			return nil, err
+		}
+		writing.Go(func() error {
+			return s.DB.Write(ctx, func(tx *db.Tx) error {
+				for n, i := range which {
+					if err := keepPacked(tx, out[i], made[n]); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+	return out, writing.Wait()
+}
+
+// signedAtOnce is how many packages are signed and read before they are kept. Their heads are in
+// memory meanwhile.
+const signedAtOnce = 500
+
+// makeSigned makes the served form of some packages, and what metadata says of them, packed.
+func (s *Store) makeSigned(ctx context.Context, t change, which []int, out []Package) (entries [][]byte, err error) {
+	heads := make([]blob.Digest, len(which))
+	for n, i := range which {
+		heads[n] = t.rpms[i].Head
+	}
 	if t.Key != "" {
-		if heads, err = s.sign(ctx, t, missing); err != nil {
+		if heads, err = s.sign(ctx, t, which); err != nil {
 			return nil, err
 		}
 	}
-	made := make([][]byte, len(missing))
-	g, gctx := errgroup.WithContext(ctx)
+	entries = make([][]byte, len(which))
+	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(packers)
-	for n, i := range missing {
-		if t.Key == "" {
-			heads[n] = rpms[i].Head
-		}
+	for n, i := range which {
 		g.Go(func() error {
-			if gctx.Err() != nil {
-				return gctx.Err()
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
-			p, entry, err := s.describe(heads[n], rpms[i].Core, t.Key)
-			out[i], made[n] = p, s.squeeze(entry.Encode())
+			p, entry, err := s.describe(heads[n], t.rpms[i].Core, t.Key)
+			out[i], entries[n] = p, s.squeeze(entry)
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return out, s.DB.Write(ctx, func(tx *db.Tx) error {
-		for n, i := range missing {
-			if err := keepPacked(tx, out[i], made[n]); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return entries, g.Wait()
 }
 
 // sign gets signatures for packages and stores the heads that carry them.
@@ -363,16 +380,18 @@ func (s *Store) sign(ctx context.Context, t change, which []int) ([]blob.Digest,
 		return nil, err
 	}
 	out := make([]blob.Digest, len(which))
+	batch := s.Blobs.Batch()
+	defer batch.Discard() //nolint:errcheck // after a Commit there is nothing to discard
 	for n := range which {
 		head, err := ps[n].Replace(sigs[n])
 		if err != nil {
 			return nil, err
 		}
-		if out[n], err = s.Blobs.PutBytes(head); err != nil {
+		if out[n], err = batch.PutBytes(head); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return out, batch.Commit()
 }
 
 // signWait is how long publishing waits for the signer before it gives other tags a turn.

@@ -146,8 +146,10 @@ func keepPacked(tx *db.Tx, p Package, entry []byte) error {
 }
 
 // EntryID names a template: the same for all signatures of a package.
-func EntryID(t rpm.Template) string {
-	h := sha256.Sum256(t.Encode())
+func EntryID(t rpm.Template) string { return entryID(t.Encode()) }
+
+func entryID(entry []byte) string {
+	h := sha256.Sum256(entry)
 	return hex.EncodeToString(h[:])
 }
 
@@ -190,35 +192,29 @@ func (s *Store) headers(p Package) (*rpm.Package, error) {
 	return rpm.Read(r, size)
 }
 
-// describe reads the headers of a package and hashes the file.
-func (s *Store) describe(head, core blob.Digest, key string) (Package, rpm.Template, error) {
+// describe reads the headers of a package and hashes the file. It gives the entry encoded.
+func (s *Store) describe(head, core blob.Digest, key string) (Package, []byte, error) {
 	r, size, c, err := s.open(head, core)
 	if err != nil {
-		return Package{}, rpm.Template{}, err
+		return Package{}, nil, err
 	}
 	defer c.Close()
 	q, err := rpm.Read(r, size)
 	if err != nil {
-		return Package{}, rpm.Template{}, err
+		return Package{}, nil, err
 	}
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size)); err != nil {
-		return Package{}, rpm.Template{}, err
+		return Package{}, nil, err
 	}
-	p, t := newPackage(q, hex.EncodeToString(h.Sum(nil)), size)
-	p.Key, p.Head, p.Core, p.Mtime = key, head, core, p.Built
-	return p, t, nil
-}
-
-// newPackage is what the headers of a package file tell.
-func newPackage(q *rpm.Package, pkgid string, size int64) (Package, rpm.Template) {
-	n, t := q.NEVRA(), rpm.NewTemplate(q)
+	n, entry := q.NEVRA(), rpm.NewTemplate(q).Encode()
 	source := ""
 	if !q.Header.IsSource() {
 		source = q.Header.String(rpm.SourceRPM)
 	}
-	return Package{PkgID: pkgid, Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: set.SourceOf(n, source), Size: size,
-		Start: q.HeaderStart, End: q.HeaderEnd, Built: int64(q.Header.Int(rpm.BuildTime)), Entry: EntryID(t)}, t
+	built := int64(q.Header.Int(rpm.BuildTime))
+	return Package{PkgID: hex.EncodeToString(h.Sum(nil)), Header: q.HeaderSHA256(), NEVRA: n.String(), File: n.File(), Arch: n.Arch, Source: set.SourceOf(n, source), Size: size,
+		Start: q.HeaderStart, End: q.HeaderEnd, Built: built, Mtime: built, Entry: entryID(entry), Key: key, Head: head, Core: core}, entry, nil
 }
 
 // Snapshot is an immutable set of packages with its metadata.

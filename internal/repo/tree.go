@@ -1007,7 +1007,7 @@ func (s *Store) has(tx *db.Tx, t *tree, p Package, href string) (bool, error) {
 
 // newUnpacker makes what reads the packed values of rows.
 func newUnpacker() (*zstd.Encoder, *zstd.Decoder, error) {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -38,12 +38,13 @@ type Packer struct {
 }
 
 // NewPacker makes a packer. The levels never change: others would give other checksums, and
-// every client would fetch everything again.
+// every client would fetch everything again. A chunk hardly goes beyond the window, which a
+// packer holds in memory.
 func NewPacker(c Codec) (p *Packer, err error) {
 	p = &Packer{codec: c}
 	switch c {
 	case Zstd:
-		p.z, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault))
+		p.z, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
 	case Gzip:
 		p.g, err = gzip.NewWriterLevel(nil, 6)
 	}

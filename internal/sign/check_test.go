@@ -18,7 +18,7 @@ import (
 )
 
 // signed makes a key, a request and its good signature.
-func signed(tb testing.TB, change func(*packet.Signature)) (k wire.Key, r wire.Request, sig []byte) {
+func signed(tb testing.TB, change func(*packet.Signature)) (k Key, r wire.Request, sig []byte) {
 	tb.Helper()
 	e, err := openpgp.NewEntity("k", "", "", &packet.Config{Algorithm: packet.PubKeyAlgoEdDSA, Curve: packet.Curve25519, DefaultHash: crypto.SHA256})
 	if err != nil {
@@ -50,7 +50,11 @@ func signed(tb testing.TB, change func(*packet.Signature)) (k wire.Key, r wire.R
 	if err := s.Serialize(&b); err != nil {
 		tb.Fatal(err)
 	}
-	return wire.Key{Name: "k", Algo: wire.Ed25519, Purpose: wire.PurposeRPM, Public: pub.String(), Tags: []string{"*"}}, wire.Request{Subject: "x", State: state}, b.Bytes()
+	k.Key = wire.Key{Name: "k", Algo: wire.Ed25519, Purpose: wire.PurposeRPM, Public: pub.String(), Tags: []string{"*"}}
+	if err := k.open(); err != nil {
+		tb.Fatal(err)
+	}
+	return k, wire.Request{Subject: "x", State: state}, b.Bytes()
 }
 
 func TestCheckTakesOneGoodPacket(t *testing.T) {
@@ -58,7 +62,7 @@ func TestCheckTakesOneGoodPacket(t *testing.T) {
 	if err := check(k, r, sig); err != nil {
 		t.Fatal(err)
 	}
-	if err := checkKey(k); err != nil {
+	if err := checkKey(k.Key); err != nil {
 		t.Fatal(err)
 	}
 	for name, bad := range map[string][]byte{"nothing": nil, "two": slices.Concat(sig, sig), "junk after it": append(slices.Clone(sig), 0), "cut": sig[:len(sig)-1], "padded": append(slices.Clone(sig), make([]byte, 20<<10)...)} {
@@ -104,16 +108,16 @@ func FuzzPublicKey(f *testing.F) {
 	f.Add(k.Public, k.Algo, k.Purpose)
 	f.Add("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n", "ed25519", "attest")
 	f.Fuzz(func(t *testing.T, public, algo, purpose string) {
-		k := wire.Key{Name: "k", Algo: algo, Purpose: purpose, Public: public}
-		err := checkKey(k)
+		k := Key{Key: wire.Key{Name: "k", Algo: algo, Purpose: purpose, Public: public}}
+		err := checkKey(k.Key)
 		if err != nil && fault.As(err).Kind == fault.KindInternal {
 			t.Fatal(err)
 		}
 		if err != nil {
 			return
 		}
-		if fp, err := fingerprint(k); err != nil || len(fp) < 40 || strings.Contains(public, "PRIVATE") {
-			t.Fatalf("%q %v", fp, err)
+		if err := k.open(); err != nil || len(k.Fingerprint) < 40 || strings.Contains(public, "PRIVATE") {
+			t.Fatalf("%q %v", k.Fingerprint, err)
 		}
 	})
 }

@@ -94,6 +94,8 @@ type Key struct {
 	wire.Key
 	Fingerprint string `json:"fingerprint"`
 	Since       int64  `json:"since"`
+
+	pgp *openpgp.Entity // nil when the key is for statements
 }
 
 var reName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
@@ -111,24 +113,36 @@ func getKey(tx *db.Tx, name string) (k Key, err error) {
 	if err := json.Unmarshal([]byte(tags), &k.Tags); err != nil {
 		return k, err
 	}
-	k.Fingerprint, err = fingerprint(k.Key)
-	return k, err
+	return k, k.open()
 }
 
-func fingerprint(k wire.Key) (string, error) {
+// open reads the key's public part.
+func (k *Key) open() (err error) {
 	if k.Purpose == wire.PurposeAttest {
 		blk, _ := pem.Decode([]byte(k.Public))
 		if blk == nil {
-			return "", fault.Invalid("key_public", "the public key %s is no PEM", k.Name)
+			return fault.Invalid("key_public", "the public key %s is no PEM", k.Name)
 		}
 		h := sha256.Sum256(blk.Bytes)
-		return hex.EncodeToString(h[:]), nil
+		k.Fingerprint = hex.EncodeToString(h[:])
+		return nil
 	}
-	e, err := entity(k)
-	if err != nil {
-		return "", err
+	if k.pgp, err = entity(k.Key); err == nil {
+		k.Fingerprint = hex.EncodeToString(k.pgp.PrimaryKey.Fingerprint)
 	}
-	return hex.EncodeToString(e.PrimaryKey.Fingerprint), nil
+	return err
+}
+
+// keyring reads each key once.
+type keyring map[string]Key
+
+func (ks keyring) get(tx *db.Tx, name string) (k Key, err error) {
+	k, ok := ks[name]
+	if !ok {
+		k, err = getKey(tx, name)
+		ks[name] = k
+	}
+	return k, err
 }
 
 func entity(k wire.Key) (*openpgp.Entity, error) {
@@ -355,11 +369,11 @@ func (s *Store) announce(ctx context.Context, ks []wire.Key) error {
 			if err != nil {
 				return err
 			}
-			fp, err := fingerprint(k)
-			if err != nil {
+			now := Key{Key: k}
+			if err := now.open(); err != nil {
 				return err
 			}
-			ev, err := event.Append(tx, "sign.key", "key/"+k.Name, map[string]any{"algo": k.Algo, "purpose": k.Purpose, "tags": k.Tags, "fingerprint": fp, "asked_by": by[k.Name]})
+			ev, err := event.Append(tx, "sign.key", "key/"+k.Name, map[string]any{"algo": k.Algo, "purpose": k.Purpose, "tags": k.Tags, "fingerprint": now.Fingerprint, "asked_by": by[k.Name]})
 			if err != nil {
 				return err
 			}
@@ -401,8 +415,9 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 	ids := make([]int64, len(rs))
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
 		var subjects []string
+		keys := keyring{}
 		for i, r := range rs {
-			k, err := getKey(tx, r.Key)
+			k, err := keys.get(tx, r.Key)
 			if err != nil {
 				return err
 			}
@@ -450,30 +465,36 @@ func (s *Store) Sign(ctx context.Context, rs []Request) ([][]byte, error) {
 	for {
 		woken := s.woken()
 		missing := 0
-		err := s.db.Read(ctx, func(tx *db.Tx) error {
-			for i := range rs {
-				if out[i] != nil {
-					continue
+		open := map[int64][]int{} // which of rs wait for a request
+		var list []string
+		for i, id := range ids {
+			if out[i] == nil {
+				if open[id] == nil {
+					list = append(list, strconv.FormatInt(id, 10))
 				}
-				var done, expires int64
+				open[id] = append(open[id], i)
+				missing++
+			}
+		}
+		err := s.db.Read(ctx, func(tx *db.Tx) error {
+			return tx.Each(func(scan func(...any) error) error {
+				var id, done int64
 				var sig []byte
 				var refused string
-				if err := tx.QueryRow("SELECT done, signature, refused, expires FROM sign_request WHERE id = $1", ids[i]).Scan(&done, &sig, &refused, &expires); err != nil {
+				switch err := scan(&id, &done, &sig, &refused); {
+				case err != nil:
 					return err
-				}
-				switch {
 				case refused != "":
-					return fault.Denied("sign_refused", "the signer refused %s: %s", rs[i].Subject, refused)
-				case done != 0:
-					out[i] = sig
-				case expires <= tx.Now():
-					// No signer is handed it any more: it would be waited for in vain.
-					return signerAway(len(rs) - i)
-				default:
-					missing++
+					return fault.Denied("sign_refused", "the signer refused %s: %s", rs[open[id][0]].Subject, refused)
+				case done == 0: // no signer is handed it any more: it would be waited for in vain
+					return signerAway(missing)
 				}
-			}
-			return nil
+				for _, i := range open[id] {
+					out[i] = sig
+					missing--
+				}
+				return nil
+			}, "SELECT id, done, signature, refused FROM sign_request WHERE id IN (SELECT CAST(value->>'v' AS BIGINT) FROM json_each($1)) AND (done <> 0 OR expires <= $2) ORDER BY id", db.List(list), tx.Now())
 		})
 		if err != nil || missing == 0 {
 			return out, err
@@ -591,6 +612,7 @@ func (s *Store) answer(ctx context.Context, a wire.Answer) error {
 	s.mu.Unlock()
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
 		good, bad := 0, []string{}
+		keys := keyring{}
 		for _, d := range a.Done {
 			var r wire.Request
 			var done int64
@@ -605,11 +627,11 @@ func (s *Store) answer(ctx context.Context, a wire.Answer) error {
 				continue // answered before; the first answer stays
 			}
 			if d.Refused == "" {
-				k, err := getKey(tx, r.Key)
+				k, err := keys.get(tx, r.Key)
 				if err != nil {
 					return err
 				}
-				if err := check(k.Key, r, d.Signature); err != nil {
+				if err := check(k, r, d.Signature); err != nil {
 					s.log.WarnContext(ctx, "a signature does not hold", "signer", name, "subject", r.Subject, "err", err)
 					d.Refused = err.Error()
 				}
@@ -636,7 +658,7 @@ func (s *Store) answer(ctx context.Context, a wire.Answer) error {
 
 // check verifies a signature with the key's public part: that it is one OpenPGP packet and
 // nothing else, by this key, over what was asked for.
-func check(k wire.Key, r wire.Request, sig []byte) error {
+func check(k Key, r wire.Request, sig []byte) error {
 	no := func(err error) error {
 		return fault.Invalid("signature", "the signature for %s is not of the key %s", r.Subject, k.Name).Wrap(err)
 	}
@@ -649,10 +671,6 @@ func check(k wire.Key, r wire.Request, sig []byte) error {
 		}
 		return nil
 	}
-	e, err := entity(k)
-	if err != nil {
-		return no(err)
-	}
 	ps, err := onePacket(sig)
 	if err != nil {
 		return no(err)
@@ -664,10 +682,10 @@ func check(k wire.Key, r wire.Request, sig []byte) error {
 	if ps.Hash != crypto.SHA256 || ps.SigType != packet.SigTypeBinary || ps.Version != 4 || ps.IssuerKeyId == nil {
 		return no(fmt.Errorf("it is of version %d by hash %v, type %d", ps.Version, ps.Hash, ps.SigType))
 	}
-	if *ps.IssuerKeyId != e.PrimaryKey.KeyId {
+	if *ps.IssuerKeyId != k.pgp.PrimaryKey.KeyId {
 		return no(fmt.Errorf("it is by the key %016x", *ps.IssuerKeyId))
 	}
-	if err := e.PrimaryKey.VerifySignature(h, ps); err != nil {
+	if err := k.pgp.PrimaryKey.VerifySignature(h, ps); err != nil {
 		return no(err)
 	}
 	return nil
