@@ -480,6 +480,17 @@ type Held struct {
 
 // Plan tells what promoting a channel would change, and what the gate says of it.
 func (s *Store) Plan(ctx context.Context, channel string) (p Plan, err error) {
+	// The gate reads beside what the plan has read: what both channels have left meanwhile may be
+	// swept away. Then there is something newer to look at.
+	for range 5 {
+		if p, err = s.plan(ctx, channel); fault.Code(err) != "chunk_gone" {
+			break
+		}
+	}
+	return p, err
+}
+
+func (s *Store) plan(ctx context.Context, channel string) (p Plan, err error) {
 	p.Channel, p.Held = channel, []Held{}
 	var l Line
 	var old, now []*tree

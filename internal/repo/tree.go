@@ -539,7 +539,9 @@ func (s *Store) placesOf(ctx context.Context, c chunk) (out []place, err error) 
 // places reads the list of a chunk's packages.
 func (s *Store) places(tx *db.Tx, id string) ([]place, error) {
 	var data []byte
-	if err := tx.QueryRow("SELECT places FROM repo_chunk WHERE id = $1", id).Scan(&data); err != nil {
+	if err := tx.QueryRow("SELECT places FROM repo_chunk WHERE id = $1", id).Scan(&data); db.NoRow(err) {
+		return nil, fault.Unavailable("chunk_gone", "the packages of a snapshot were swept away while they were being read").Fix("try again: the channel has moved on since")
+	} else if err != nil {
 		return nil, err
 	}
 	open, err := s.unpack.DecodeAll(data, nil)

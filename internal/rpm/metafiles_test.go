@@ -458,6 +458,7 @@ func FuzzUpdateinfo(f *testing.F) {
 func FuzzMetalink(f *testing.F) {
 	f.Add(metalink.XML())
 	f.Add([]byte("http://a/b\n#x\nhttps://c/"))
+	f.Add([]byte(strings.Repeat("\n", 200)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		good := func(u string) {
 			if !strings.HasPrefix(u, "http://") && !strings.HasPrefix(u, "https://") && !strings.HasPrefix(strings.ToLower(u), "http") || !strings.HasSuffix(u, "/") {

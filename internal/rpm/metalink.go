@@ -257,7 +257,11 @@ func ReadMirrorlist(b []byte) (roots []string, err error) {
 	}
 	seen := map[string]bool{}
 	for line := range bytes.Lines(b) {
-		u := mirrorURL(string(bytes.TrimSpace(line[:min(len(line), maxText)])))
+		line = bytes.TrimSpace(line[:min(len(line), maxText)])
+		if len(line) < 4 || !bytes.EqualFold(line[:4], []byte("http")) {
+			continue // a comment, or of a kind that is not read; parsing it would cost many times its length
+		}
+		u := mirrorURL(string(line))
 		if u == "" || seen[u] {
 			continue
 		}
