@@ -527,13 +527,19 @@ func (s *Store) membersTx(tx *db.Tx, c chunk) ([]member, error) {
 
 // placesOf gives the list of a chunk's packages.
 func (s *Store) placesOf(ctx context.Context, c chunk) (out []place, err error) {
+	if c.Members != nil {
+		return placesIn(c), nil
+	}
+	err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.places(tx, c.ID); return err })
+	return out, err
+}
+
+// placesIn is the list of a chunk that has its packages: one of a plan may not be written yet.
+func placesIn(c chunk) (out []place) {
 	for _, m := range c.Members {
 		out = append(out, place{PkgID: m.PkgID, Href: m.Href})
 	}
-	if c.Members == nil {
-		err = s.DB.Read(ctx, func(tx *db.Tx) error { out, err = s.places(tx, c.ID); return err })
-	}
-	return out, err
+	return out
 }
 
 // places reads the list of a chunk's packages.
@@ -992,7 +998,10 @@ func (s *Store) has(tx *db.Tx, t *tree, p Package, href string) (bool, error) {
 		if c.Last < p.Source {
 			continue
 		}
-		ps, ok := s.lists.get(c.ID)
+		ps, ok := placesIn(c), c.Members != nil
+		if !ok {
+			ps, ok = s.lists.get(c.ID)
+		}
 		if !ok {
 			var err error
 			if ps, err = s.places(tx, c.ID); err != nil {
