@@ -2,6 +2,7 @@ package gate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -73,7 +74,11 @@ type Gate struct {
 	gates map[string]data // by chunk, of pool
 	// What was found out of a universe stays with it: the next question from there is cheap.
 	universes map[string]*solve.Universe // by the chunks, of pool
+	verdicts  map[string]Verdict         // by move: whoever promotes has asked for the plan before
 }
+
+// keptVerdicts is how many verdicts are kept, of at most maxFindings each.
+const keptVerdicts = 64
 
 // New makes a gate.
 func New(c Config) *Gate { return &Gate{Config: c} }
@@ -107,6 +112,27 @@ func less(a, b map[string]set.Package) map[string]set.Package {
 // does what could be installed stay so, do files get in each other's way, does no version go
 // down. It looks at what differs.
 func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verdict, err error) {
+	// The same packages always get the same verdict, once all of them are here.
+	id, here := move(old, now), true
+	s.mu.Lock()
+	v, ok := s.verdicts[id]
+	s.mu.Unlock()
+	if ok {
+		v.Findings = slices.Clone(v.Findings)
+		return v, nil
+	}
+	defer func() {
+		if err == nil && here {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.verdicts == nil || len(s.verdicts) >= keptVerdicts {
+				s.verdicts = map[string]Verdict{}
+			}
+			kept := v
+			kept.Findings = slices.Clone(v.Findings)
+			s.verdicts[id] = kept
+		}
+	}()
 	v.Findings = []Finding{}
 	gone, fresh := d.Gone(), d.Fresh()
 	v.Findings = append(v.Findings, s.present(now, fresh)...)
@@ -126,10 +152,13 @@ func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verd
 		if len(old) == 0 {
 			break
 		}
-		if err := s.judgeArch(ctx, &v, arch, ofArch(old, arch), ofArch(now, arch), gone, fresh); err != nil {
+		all, err := s.judgeArch(ctx, &v, arch, ofArch(old, arch), ofArch(now, arch), gone, fresh)
+		if err != nil {
 			return v, err
 		}
+		here = here && all
 	}
+	here = here && !slices.ContainsFunc(v.Findings, func(f Finding) bool { return f.Kind == "missing" || f.Kind == "unsigned" })
 	slices.SortFunc(v.Findings, func(a, b Finding) int {
 		return strings.Compare(a.Kind+"\x00"+a.Tree+"\x00"+a.Package+"\x00"+a.Text, b.Kind+"\x00"+b.Tree+"\x00"+b.Package+"\x00"+b.Text)
 	})
@@ -137,6 +166,21 @@ func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verd
 	v.OK = len(v.Findings) == 0
 	v.Findings = v.Findings[:min(len(v.Findings), maxFindings)]
 	return v, nil
+}
+
+// move names a move by all that its verdict depends on.
+func move(old, now []Tree) string {
+	h := sha256.New()
+	for _, ts := range [][]Tree{old, now} {
+		fmt.Fprintf(h, "%d trees\n", len(ts))
+		for _, t := range ts {
+			fmt.Fprintf(h, "%q %t %d\n", t.Arch, t.Signed, len(t.Chunks))
+			for _, c := range t.Chunks {
+				h.Write([]byte(c.ID))
+			}
+		}
+	}
+	return string(h.Sum(nil))
 }
 
 func ofArch(ts []Tree, arch string) []Tree {
@@ -168,11 +212,12 @@ func (s *Gate) isSigned(p set.Package) bool {
 	return err == nil && len(q.Signatures()) > 0
 }
 
-// judgeArch looks at what a host of an arch would see.
-func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now []Tree, gone, fresh map[string]set.Package) error {
+// judgeArch looks at what a host of an arch would see. all tells whether every package that had
+// to be opened was here.
+func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now []Tree, gone, fresh map[string]set.Package) (all bool, err error) {
 	was, is, paths, err := s.load(ctx, old, now)
 	if err != nil {
-		return err
+		return false, err
 	}
 	d := solve.Check(was, is)
 	v.Broken += d.Before
@@ -182,9 +227,9 @@ func (s *Gate) judgeArch(ctx context.Context, v *Verdict, arch string, old, now 
 			v.Findings = append(v.Findings, Finding{Kind: "broken", Package: f.Package.String(), Tree: arch, Text: strings.Join(f.Why, "; ")})
 		}
 	}
-	fs, err := s.fileConflicts(ctx, arch, now, is, paths, gone, fresh)
+	fs, all, err := s.fileConflicts(ctx, arch, now, is, paths, gone, fresh)
 	v.Findings = append(v.Findings, fs...)
-	return err
+	return all, err
 }
 
 // data is what the gate needs to know of a chunk, in memory.
@@ -200,8 +245,14 @@ func (s *Gate) Warm(ctx context.Context, ts []Tree) error {
 		if t.Arch == "" {
 			continue
 		}
-		if _, _, _, err := s.load(ctx, nil, []Tree{t}); err != nil {
-			return err
+		// Some at a time: others ask meanwhile.
+		for part := range slices.Chunk(t.Chunks, 16) {
+			s.mu.Lock()
+			err := s.loadGates(ctx, part)
+			s.mu.Unlock()
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -218,7 +269,7 @@ func (s *Gate) load(ctx context.Context, old, now []Tree) (was, is *solve.Univer
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pool == nil || s.pool.Len() > poolMost {
-		s.pool, s.gates, s.universes = solve.NewPool(), map[string]data{}, map[string]*solve.Universe{}
+		s.renew()
 	}
 	paths = map[string][]byte{}
 	var us [2]*solve.Universe
@@ -250,8 +301,16 @@ func (s *Gate) load(ctx context.Context, old, now []Tree) (was, is *solve.Univer
 	return us[0], us[1], paths, nil
 }
 
+// renew begins with an empty pool. mu is held.
+func (s *Gate) renew() {
+	s.pool, s.gates, s.universes = solve.NewPool(), map[string]data{}, map[string]*solve.Universe{}
+}
+
 // loadGates gets what the gate needs of chunks from the database, or makes it. mu is held.
 func (s *Gate) loadGates(ctx context.Context, cs []set.Chunk) error {
+	if s.pool == nil {
+		s.renew()
+	}
 	var missing []set.Chunk
 	for _, c := range cs {
 		if _, ok := s.gates[c.ID]; !ok {
@@ -401,98 +460,117 @@ func downgrades(gone, fresh map[string]set.Package, others func(set.Package, map
 	return out, nil
 }
 
-// owner is a package of a chunk that has a path.
+// owner is a package of a chunk that has a path with some hash.
 type owner struct {
-	chunk  string
-	member int
+	hash          uint32
+	chunk, member int32
 }
 
 // fileConflicts finds files that a new package and another one both have and that are not the
-// same: rpm would refuse to install both.
-func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *solve.Universe, paths map[string][]byte, gone, fresh map[string]set.Package) (out []Finding, err error) {
-	// The paths of new packages, and who of all has one with the same hash.
-	wanted := map[uint32]bool{}
-	var few [1 << 13]uint64 // bits of the hashes, to pass over nearly all of the others quickly
-	byPkg := map[string]set.Package{}
+// same: rpm would refuse to install both. all tells whether every package that had to be opened
+// was here.
+func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *solve.Universe, paths map[string][]byte, gone, fresh map[string]set.Package) (out []Finding, all bool, err error) {
+	byPkg := map[string]bool{}
 	var changed []string
 	for _, p := range fresh {
-		byPkg[p.PkgID] = p
+		byPkg[p.PkgID] = true
 		changed = append(changed, p.Source)
 	}
 	slices.Sort(changed)
-	chunks := map[string]set.Chunk{}
+	var chunks []set.Chunk
+	seen := map[string]bool{}
 	for _, t := range now {
 		for _, c := range t.Chunks {
-			chunks[c.ID] = c
+			if !seen[c.ID] {
+				seen[c.ID] = true
+				chunks = append(chunks, c)
+			}
 		}
 	}
-	isFresh := map[owner]bool{}
-	for id, c := range chunks {
+	// Bits of the hashes of new packages' paths, to pass over nearly all of the others quickly: 1
+	// MiB, where the processor has it at hand.
+	few := make([]uint64, 1<<17)
+	isFresh := map[[2]int32]bool{}
+	for n, c := range chunks {
 		if !touches(c, changed) {
 			continue
 		}
 		ps, err := s.Places(ctx, c)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		for i, p := range ps {
-			if _, ok := byPkg[p.PkgID]; ok {
-				isFresh[owner{id, i}] = true
+			if byPkg[p.PkgID] {
+				isFresh[[2]int32{int32(n), int32(i)}] = true //nolint:gosec // a tree has fewer chunks, and a chunk fewer packages
 			}
 		}
-		err = eachPath(paths[id], func(i int, h uint32) {
-			if isFresh[owner{id, i}] {
-				wanted[h] = true
-				few[h>>6&(1<<13-1)] |= 1 << (h & 63)
+		member, fits := -1, false
+		err = eachPath(paths[c.ID], func(i int, h uint32) {
+			if i != member {
+				member, fits = i, isFresh[[2]int32{int32(n), int32(i)}] //nolint:gosec // as above
 			}
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if len(wanted) == 0 {
-		return nil, nil
-	}
-	owners := map[uint32][]owner{}
-	for id := range chunks {
-		err := eachPath(paths[id], func(i int, h uint32) {
-			if few[h>>6&(1<<13-1)]&(1<<(h&63)) != 0 && wanted[h] {
-				owners[h] = append(owners[h], owner{id, i})
+			if fits {
+				few[h>>6&(1<<17-1)] |= 1 << (h & 63)
 			}
 		})
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
+	if len(isFresh) == 0 {
+		return nil, true, nil
+	}
+	// Who has what: sorted, those with the same hash stand together.
+	var owners []owner
+	for n, c := range chunks {
+		err := eachPath(paths[c.ID], func(i int, h uint32) {
+			if few[h>>6&(1<<17-1)]&(1<<(h&63)) != 0 {
+				owners = append(owners, owner{h, int32(n), int32(i)}) //nolint:gosec // as above
+			}
+		})
+		if err != nil {
+			return nil, false, err
+		}
+	}
+	slices.SortFunc(owners, func(a, b owner) int { return cmp.Compare(a.hash, b.hash) })
 	pairs := map[[2]string][2]set.Package{}
-	read := map[string][]set.Member{} // by chunk
+	read := make([][]set.Member, len(chunks))
 	at := func(o owner) (set.Package, error) {
-		ms, ok := read[o.chunk]
-		if !ok {
-			var err error
-			if ms, err = s.Members(ctx, chunks[o.chunk]); err != nil {
+		if read[o.chunk] == nil {
+			if read[o.chunk], err = s.Members(ctx, chunks[o.chunk]); err != nil {
 				return set.Package{}, err
 			}
-			read[o.chunk] = ms
 		}
-		if o.member >= len(ms) {
+		if int(o.member) >= len(read[o.chunk]) {
 			return set.Package{}, fault.Internal("gate_damaged", "the gate's data of a chunk do not fit it")
 		}
-		return ms[o.member].Package, nil
+		return read[o.chunk][o.member].Package, nil
 	}
-	for _, os := range owners {
-		for i, a := range os {
-			for _, b := range os[i+1:] {
-				if !isFresh[a] && !isFresh[b] {
+	done := map[[2]owner]bool{} // pairs of packages, whatever the path
+	for i := 0; i < len(owners); {
+		j := i + 1
+		for j < len(owners) && owners[j].hash == owners[i].hash {
+			j++
+		}
+		same := owners[i:j]
+		i = j
+		for k, a := range same {
+			for _, b := range same[k+1:] {
+				if !isFresh[[2]int32{a.chunk, a.member}] && !isFresh[[2]int32{b.chunk, b.member}] {
 					continue
 				}
+				pair := [2]owner{{chunk: a.chunk, member: a.member}, {chunk: b.chunk, member: b.member}}
+				if done[pair] {
+					continue
+				}
+				done[pair] = true
 				x, err := at(a)
 				if err != nil {
-					return nil, err
+					return nil, false, err
 				}
 				y, err := at(b)
 				if err != nil {
-					return nil, err
+					return nil, false, err
 				}
 				// Versions of one package are never installed beside each other.
 				if x.Name() == y.Name() && (x.Arch == y.Arch || x.Arch == "noarch" || y.Arch == "noarch") || x.Header == y.Header {
@@ -510,20 +588,22 @@ func (s *Gate) fileConflicts(ctx context.Context, arch string, now []Tree, is *s
 		was[p.Name()+"."+p.Arch] = append(was[p.Name()+"."+p.Arch], p)
 	}
 	opened := contents{gate: s, of: map[string]content{}}
+	all = true
 	for _, pair := range pairs {
 		if len(out) == maxFindings {
 			break
 		}
+		all = all && pair[0].Core != "" && pair[1].Core != ""
 		path, err := opened.collide(pair[0], pair[1])
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if path == "" || opened.collidedBefore(pair, path, was, fresh) || !meet(is, pair) {
 			continue
 		}
 		out = append(out, Finding{Kind: "conflict", Package: pair[0].NEVRA, Tree: arch, Text: fmt.Sprintf("%s and %s both have %s, and not the same", pair[0].NEVRA, pair[1].NEVRA, path)})
 	}
-	return out, nil
+	return out, all, nil
 }
 
 // touches tells whether a chunk may have a package of one of some source packages, which are
