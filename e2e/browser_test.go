@@ -172,6 +172,13 @@ func (b *browser) open(url string) {
 	})
 }
 
+// at tells whether a page is there, all of it: its load event would else be taken for that of the
+// page after it.
+func (b *browser) at(path string) bool {
+	b.t.Helper()
+	return b.eval(`document.readyState + " " + location.pathname`) == "complete "+path
+}
+
 // until waits for something to become true.
 func (b *browser) until(what string, ok func() bool) {
 	b.t.Helper()

@@ -167,6 +167,12 @@ func TestFullDisk(t *testing.T) {
 		s.round(3)
 
 		// A promotion that makes metadata of its own finds no room, and does once there is some.
+		// In another form, so that what it makes is not what was there for a moment while round 3 came in.
+		s.must("tag", "set", "crash", "--arch", "x86_64", "--key", "crash", "--codec", "gz")
+		s.waitFor("s9/dev is in gzip", 30*time.Second, func() bool {
+			out, err := s.run(s.Dir, "curl", "-fsS", s.URL+"/channels/s9/dev/crash.x86_64/repodata/repomd.xml")
+			return err == nil && strings.Contains(out, "primary.xml.gz")
+		})
 		s.must("channel", "hold", "s9/test", "pair", "--reason", "so that there is something to make")
 		s.waitFor("round 3 is in s9/dev", 30*time.Second, func() bool {
 			files, err := s.channel("s9/dev")

@@ -164,12 +164,12 @@ func TestKeys(t *testing.T) {
 		t.Errorf("j goes to %q", s)
 	}
 	b.eval(`document.activeElement.click()`)
-	b.until("the package's page", func() bool { return b.eval("location.pathname") == "/packages/rpms/hello" })
+	b.until("the package's page", func() bool { return b.at("/packages/rpms/hello") })
 	// A line's page by the keyboard alone.
 	b.open(g.url + "/lines")
 	b.key("j")
 	b.eval(`document.activeElement.click()`)
-	b.until("the line's page", func() bool { return b.eval("location.pathname") == "/lines/steps" })
+	b.until("the line's page", func() bool { return b.at("/lines/steps") })
 	b.open(g.url + "/search")
 	b.key("/")
 	if s := b.eval("document.activeElement.name"); s != "q" {
