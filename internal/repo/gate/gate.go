@@ -69,11 +69,12 @@ type Config struct {
 // Gate judges moves. What it knows of chunks is kept, in memory and in the database.
 type Gate struct {
 	Config
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards what follows, but for verdicts
 	pool  *solve.Pool
 	gates map[string]data // by chunk, of pool
 	// What was found out of a universe stays with it: the next question from there is cheap.
 	universes map[string]*solve.Universe // by the chunks, of pool
+	judged    sync.Mutex                 // guards verdicts
 	verdicts  map[string]Verdict         // by move: whoever promotes has asked for the plan before
 }
 
@@ -114,17 +115,17 @@ func less(a, b map[string]set.Package) map[string]set.Package {
 func (s *Gate) Judge(ctx context.Context, old, now []Tree, d Difference) (v Verdict, err error) {
 	// The same packages always get the same verdict, once all of them are here.
 	id, here := move(old, now), true
-	s.mu.Lock()
+	s.judged.Lock()
 	v, ok := s.verdicts[id]
-	s.mu.Unlock()
+	s.judged.Unlock()
 	if ok {
 		v.Findings = slices.Clone(v.Findings)
 		return v, nil
 	}
 	defer func() {
 		if err == nil && here {
-			s.mu.Lock()
-			defer s.mu.Unlock()
+			s.judged.Lock()
+			defer s.judged.Unlock()
 			if s.verdicts == nil || len(s.verdicts) >= keptVerdicts {
 				s.verdicts = map[string]Verdict{}
 			}
