@@ -144,7 +144,7 @@ func TestEveryRouteUnderAttack(t *testing.T) {
 		weak := []string{"", h.Token("packager", "pkg.push"), h.Member(auth.Builder, "weak"), h.Member(auth.Signer, "weak")}
 		strong := h.Token("admin")
 		signer := h.Member(auth.Signer, "strong")
-		before := h.Events()
+		before := h.Events("")
 		call := func(method, path, token, body string) (int, web.Problem) {
 			t.Helper()
 			u, err := url.Parse(h.URL + path)
@@ -214,7 +214,7 @@ func TestEveryRouteUnderAttack(t *testing.T) {
 				refused(fmt.Sprintf("with body %d %.60q", i, b), method, r.path, right, b)
 			}
 		}
-		if n := h.Events() - before; n != 0 {
+		if n := h.Events("") - before; n != 0 {
 			t.Errorf("%d events were written", n)
 		}
 		if s := h.Log.String(); strings.Contains(s, "panic") || strings.Contains(s, "request failed") {

@@ -75,9 +75,9 @@ func TestLine(t *testing.T) {
 		h.Published("own")
 		h.OK(h.Repo.SetLine(h.System, line))
 		at(t, h, "s10/dev", func(repo.Content) bool { return true })
-		before := h.Events()
+		before := h.Events("line.")
 		h.OK(h.Repo.SetLine(h.System, line))
-		if h.Events() != before {
+		if h.Events("line.") != before {
 			t.Error("setting a line to what it is is an event")
 		}
 		h.Submit("base", hello1, hello1s...)

@@ -150,10 +150,10 @@ func TestMirror(t *testing.T) {
 
 		// Unchanged, it costs one request, and nothing here.
 		u.requests("")
-		before, files := h.Events(), blobs(t, h)
+		before, files := h.Events("mirror."), blobs(t, h)
 		again, err := h.Mirrors.Sync(h.System, "up", nil)
-		if err != nil || again != id || h.Events() != before || blobs(t, h) != files {
-			t.Errorf("unchanged: %.12s is now %.12s, %d new events, %v", id, again, h.Events()-before, err)
+		if err != nil || again != id || h.Events("mirror.") != before || blobs(t, h) != files {
+			t.Errorf("unchanged: %.12s is now %.12s, %d new events, %v", id, again, h.Events("mirror.")-before, err)
 		}
 		if n := u.requests(""); n != 1 {
 			t.Errorf("unchanged: %d requests", n)

@@ -64,7 +64,7 @@ func TestSweep(t *testing.T) {
 		h.OK(h.Repo.SetLine(h.System, repo.Line{Name: "l", Parts: []string{"stream"}, Stages: []string{"dev", "prod"}}))
 		h.Published("stream")
 		id := make([]string, builds+1)
-		since := h.Events()
+		since := h.Events("")
 		// Of the first two one is named and one promoted; the next two are of one day.
 		days := []int{0, 40, 35, 10, 10, 0}
 		for i := 1; i <= builds; i++ {
@@ -80,7 +80,7 @@ func TestSweep(t *testing.T) {
 				h.OK(err)
 			}
 			age(t, h, since, time.Duration(days[i])*24*time.Hour)
-			since = h.Events()
+			since = h.Events("")
 		}
 		// A later promotion: prod is not there any more, but a person had chosen it.
 		_, err := h.Repo.Promote(h.System, "l/prod", repo.Move{})

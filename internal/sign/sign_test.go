@@ -109,10 +109,10 @@ func TestKeysAndSignatures(t *testing.T) {
 				t.Errorf("%s: a signature of something else is taken", k)
 			}
 			// Signed once: asked again, the same signature comes from the rows.
-			before := h.Events()
+			before := h.Events("sign.")
 			again, err := h.Sign.Sign(h.System, []sign.Request{request(t, k, "s-2", content)})
-			if err != nil || !bytes.Equal(again[0], sigs[0]) || h.Events() != before {
-				t.Errorf("%s again: %v, %d events", k, err, h.Events()-before)
+			if err != nil || !bytes.Equal(again[0], sigs[0]) || h.Events("sign.") != before {
+				t.Errorf("%s again: %v, %d events", k, err, h.Events("sign.")-before)
 			}
 		}
 		pae := []byte(wire.StatementPrefix + "2 {}")
@@ -203,7 +203,7 @@ func TestSignersAreNotBelieved(t *testing.T) {
 			t.Errorf("a forged signature: %v", err)
 		}
 		// Its answers to what was answered, and to what never was asked.
-		before := h.Events()
+		before := h.Events("sign.")
 		h.OK(bad.Call(t.Context(), "POST", wire.PathAnswer, wire.Answer{Done: []wire.Done{{ID: r.ID, Signature: sig.Bytes()}, {ID: r.ID, Refused: "no"}}}, nil))
 		if err := bad.Call(t.Context(), "POST", wire.PathAnswer, wire.Answer{Done: []wire.Done{{ID: 99, Refused: "x"}}}, nil); fault.Code(err) != "request_unknown" {
 			t.Errorf("answer to nothing: %v", err)
@@ -229,8 +229,8 @@ func TestSignersAreNotBelieved(t *testing.T) {
 		evil("a bad pattern", func(k *wire.Key) { k.Name, k.Tags = "n", []string{"["} })
 		evil("a huge one", func(k *wire.Key) { k.Name, k.Public = "n", k.Public+strings.Repeat("x", 70<<10) })
 		evil("NUL", func(k *wire.Key) { k.Name, k.Public = "n", "\x00"+k.Public })
-		if h.Events() != before {
-			t.Errorf("%d events were written", h.Events()-before)
+		if h.Events("sign.") != before {
+			t.Errorf("%d events were written", h.Events("sign.")-before)
 		}
 		// Everything else is closed to it.
 		for _, c := range [][2]string{{"PUT", "/api/v1/tags/x"}, {"PUT", "/api/v1/targets/x"}, {"PUT", "/api/v1/mirrors/x"}, {"PUT", "/api/v1/channels/x"}, {"POST", "/api/v1/mirrors/x/sync"}, {"POST", "/api/v1/keys"},
@@ -246,8 +246,8 @@ func TestSignersAreNotBelieved(t *testing.T) {
 				t.Errorf("%s %s by a signer: %v %v", c[0], c[1], resp.Status, err)
 			}
 		}
-		if h.Events() != before {
-			t.Errorf("%d events were written", h.Events()-before)
+		if h.Events("sign.") != before {
+			t.Errorf("%d events were written", h.Events("sign.")-before)
 		}
 	})
 }

@@ -288,10 +288,17 @@ func (h *House) Work(b build.Build, srpm string, rpms ...string) build.Build {
 	return b
 }
 
-// Events reads the ledger's newest number.
-func (h *House) Events() (last int64) {
+// Events is the number of the newest event, of a domain ("tag.") when there is one: the loops of
+// the house write events of their own, at times of their own.
+func (h *House) Events(domain string) (last int64) {
 	h.TB.Helper()
-	h.OK(h.DB.Read(h.System, func(tx *db.Tx) (err error) { last, err = event.Last(tx); return err }))
+	h.OK(h.DB.Read(h.System, func(tx *db.Tx) error {
+		es, err := event.List(tx, event.Filter{Kind: domain, Newest: true, Limit: 1})
+		for _, e := range es {
+			last = e.ID
+		}
+		return err
+	}))
 	return last
 }
 
