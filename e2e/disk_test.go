@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -189,6 +190,28 @@ func TestFullDisk(t *testing.T) {
 		s.must("channel", "promote", "s9/test")
 		if now, err := s.channel("s9/test"); err != nil || !strings.Contains(strings.Join(now, "\n"), "bulk-1-3.c.") || strings.Contains(strings.Join(now, "\n"), "pair-1-3.c.") {
 			t.Errorf("s9/test after the promotion: %v, %v", now, err)
+		}
+
+		// A disk that fills while a mirror syncs: what has come stays, and the rest comes once there is room.
+		d, want, total := newDripping(t, 16)
+		up := httptest.NewServer(d)
+		t.Cleanup(up.Close)
+		s.must("mirror", "set", "up", up.URL)
+		disk.full()
+		disk.grant(6 << 20)
+		if out, err := s.drover("mirror", "sync", "up"); err == nil || !strings.Contains(err.Error(), "disk_full") {
+			t.Errorf("a sync of 16 MB with room for 6: %v %s", err, out)
+		}
+		if _, err := s.run(s.Dir, "curl", "-fsS", "-o", "/dev/null", s.URL+"/channels/up/x86_64/repodata/repomd.xml"); err == nil {
+			t.Error("a mirror that is not whole is served")
+		}
+		disk.empty()
+		s.must("mirror", "sync", "up")
+		if d.sent.Load() > total*3/2 {
+			t.Errorf("%d bytes were sent for %d", d.sent.Load(), total)
+		}
+		if files, err := s.channel("up"); err != nil || len(files) != len(want) {
+			t.Errorf("the mirror has %d of %d packages: %v", len(files), len(want), err)
 		}
 		for _, role := range []string{builder, signer, server} {
 			if code := s.stop(role, 20*time.Second); code != 0 {

@@ -63,22 +63,17 @@ func (c counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestMirrorCrash kills a server again and again while it mirrors. In the end it has what
-// upstream has, and less than one part in a hundred came twice.
-func TestMirrorCrash(t *testing.T) {
-	kills, packages := 6, 60
-	long := os.Getenv("DROVER_LONG") != ""
-	if long {
-		kills, packages = 50, 900
-	}
-	d := &dripping{dir: t.TempDir()}
+// newDripping makes a repository of packages of 1 MiB, with their checksums by their places and
+// the bytes of all of them.
+func newDripping(t *testing.T, packages int) (d *dripping, want map[string]string, total int64) {
+	t.Helper()
+	d = &dripping{dir: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(d.dir, "Packages"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	payload := make([]byte, 2<<20)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(payload)
-	want := map[string]string{}
-	var total int64
+	want = map[string]string{}
 	for i := range packages {
 		p, err := rpmpack.NewRPM(rpmpack.RPMMetaData{Name: fmt.Sprintf("mirrored-%d", i), Version: "1", Release: "1", Arch: "noarch", OS: "linux", Summary: "A test", Description: "A test", Licence: "MIT", Compressor: "zstd", Epoch: rpmpack.NoEpoch, BuildTime: time.Unix(1_700_000_000, 0)}) //nolint:misspell // its name there
 		if err != nil {
@@ -100,6 +95,18 @@ func TestMirrorCrash(t *testing.T) {
 	if out, err := exec.Command("createrepo_c", "-q", "--no-database", d.dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
+	return d, want, total
+}
+
+// TestMirrorCrash kills a server again and again while it mirrors. In the end it has what
+// upstream has, and less than one part in a hundred came twice.
+func TestMirrorCrash(t *testing.T) {
+	kills, packages := 6, 60
+	long := os.Getenv("DROVER_LONG") != ""
+	if long {
+		kills, packages = 50, 900
+	}
+	d, want, total := newDripping(t, packages)
 	up := httptest.NewServer(d)
 	t.Cleanup(up.Close)
 

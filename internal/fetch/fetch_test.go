@@ -558,10 +558,31 @@ func TestDirectory(t *testing.T) {
 		return os.WriteFile(filepath.Join(dir, "inner"), blobtest.Bytes(2, 100_000), 0o600)
 	})
 	code(t, err, "fetch_changed")
-	// A directory stands behind an HTTP origin as well.
-	gone := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) })
-	if got, err := file(t, c, origins(t, gone, "file://"+dir), want("Packages/b+c.rpm", data)); err != nil || !bytes.Equal(got, data) {
+	// A directory is looked into before an HTTP origin is asked, also by the checksum; what is
+	// wrong there, or not whole, comes by HTTP.
+	var asked atomic.Int64
+	web := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = w.Write(data)
+	})
+	both := origins(t, web, "file://"+strings.ReplaceAll(dir, " ", "%20"))
+	artifact := filepath.Join(dir, sha(data)[:2], sha(data)[2:])
+	if err := os.MkdirAll(filepath.Dir(artifact), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for what, n := range map[string]int64{"Packages/b+c.rpm": 0, "elsewhere/c.rpm": 0} {
+		if err := os.WriteFile(artifact, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := file(t, c, both, want(what, data)); err != nil || !bytes.Equal(got, data) || asked.Load() != n {
+			t.Fatalf("%s: %v, %d requests", what, err, asked.Load())
+		}
+	}
+	if err := os.WriteFile(artifact, data[:len(data)-1], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := file(t, c, both, want("elsewhere/c.rpm", data)); err != nil || !bytes.Equal(got, data) || asked.Load() != 1 {
+		t.Fatalf("a damaged one: %v, %d requests", err, asked.Load())
 	}
 }
 

@@ -278,6 +278,17 @@ func (c *Client) File(ctx context.Context, o *Origins, w Want, take func(*os.Fil
 // file fetches one file, whose Want is checked; the caller calls done.
 func (c *Client) file(ctx context.Context, o *Origins, t *task) (*got, error) {
 	t.by = map[*origin]*state{}
+	if t.w.Sum != "" { // what lies here need not come
+		for _, x := range o.all {
+			if x.dir == "" {
+				continue
+			}
+			if g, n, bad := c.local(ctx, x, t.w); bad == nil {
+				o.found(x, n)
+				return g, nil
+			}
+		}
+	}
 	if o.remote() {
 		var err error
 		if t.part, err = c.open(ctx, t.w); err != nil {
@@ -454,9 +465,14 @@ func answer(resp *http.Response, ranged bool) *trouble {
 	return t
 }
 
-// local opens a file of a directory, not following links out of it, and checks it.
+// local opens a file of a directory, not following links out of it, and checks it. A directory
+// may have it by its checksum too, in the layout of Pulp 3's artifact store (pulpcore,
+// get_artifact_path).
 func (c *Client) local(ctx context.Context, x *origin, w *Want) (g *got, n int64, bad *trouble) {
 	f, err := x.open(w.Href)
+	if errors.Is(err, fs.ErrNotExist) && w.Algo == "sha256" && w.Sum != "" {
+		f, err = x.open(w.Sum[:2] + "/" + w.Sum[2:])
+	}
 	if err != nil {
 		return nil, 0, fileTrouble(err)
 	}

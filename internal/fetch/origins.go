@@ -313,6 +313,14 @@ func (x *origin) adapt(now time.Time, most int) {
 	x.epoch, x.epochBytes, x.epochFiles, x.full = now, 0, 0, false
 }
 
+// found counts a file that a directory had.
+func (o *Origins) found(x *origin, n int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x.stats.Requests++
+	x.stats.Bytes += n
+}
+
 // lacks is told when a file that x had not was found elsewhere.
 func (o *Origins) lacks(x *origin) {
 	o.mu.Lock()

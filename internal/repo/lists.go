@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"drover/internal/blob"
@@ -130,7 +129,7 @@ func (s *Store) lead(w *serving.Meter, r *http.Request, name, ext string) error 
 	}
 	keys := map[string]string{}
 	for _, t := range st.Trees {
-		for _, k := range strings.Fields(wire.JoinKeys(t.Pins, t.Key)) {
+		for _, k := range t.Keys() {
 			if keys[k] != "" {
 				continue
 			}

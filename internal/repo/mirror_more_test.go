@@ -2,7 +2,6 @@ package repo_test
 
 import (
 	"bytes"
-	"crypto"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -21,96 +20,22 @@ import (
 	"drover/internal/repo/repotest"
 	"drover/internal/repo/upstream"
 	"drover/internal/rpm"
-
-	"github.com/ProtonMail/go-crypto/openpgp"
-	"github.com/ProtonMail/go-crypto/openpgp/armor"
-	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
-
-// vendor is somebody who signs what he publishes.
-type vendor struct {
-	key    *openpgp.Entity
-	public string
-}
-
-func newVendor(t *testing.T) vendor {
-	t.Helper()
-	e, err := openpgp.NewEntity("vendor", "", "", &packet.Config{RSABits: 2048, Algorithm: packet.PubKeyAlgoRSA, DefaultHash: crypto.SHA256})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	w, err := armor.Encode(&b, openpgp.PublicKeyType, nil)
-	if err == nil {
-		err = e.Serialize(w)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return vendor{e, b.String() + "\n"}
-}
-
-// packages signs the packages of an upstream, and makes its metadata anew.
-func (v vendor) packages(t *testing.T, u *origin) {
-	t.Helper()
-	names, _ := filepath.Glob(filepath.Join(u.dir, "*.rpm"))
-	for _, n := range names {
-		b, err := os.ReadFile(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := rpm.Read(bytes.NewReader(b), int64(len(b)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var sig bytes.Buffer
-		if err := openpgp.DetachSign(&sig, v.key, bytes.NewReader(p.Header.Raw()), &packet.Config{DefaultHash: crypto.SHA256}); err != nil {
-			t.Fatal(err)
-		}
-		head, err := p.Replace(sig.Bytes())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(n, append(head, b[p.HeaderStart:]...), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	u.put(t)
-}
-
-func (v vendor) repomd(t *testing.T, u *origin) {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(u.dir, "repodata/repomd.xml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var asc bytes.Buffer
-	if err := openpgp.ArmoredDetachSign(&asc, v.key, bytes.NewReader(b), &packet.Config{DefaultHash: crypto.SHA256}); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(u.dir, "repodata/repomd.xml.asc"), asc.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func (u *origin) mirror(name string) mirrors.Mirror { return mirrorOf(name, u.url, "x86_64") }
 
 // Pinned keys: hosts check with them; what is not signed by them does not come in, and what was
 // signed does not become unsigned.
 func TestMirrorOfASignedUpstream(t *testing.T) {
-	v, other := newVendor(t), newVendor(t)
+	v, other := repotest.NewVendor(t), repotest.NewVendor(t)
 	h, u := repotest.New(t, dbtest.SQLite(t, repotest.Schemas()...)), newUpstream(t, real(t)...)
 	m := u.mirror("up")
-	m.Keys, m.VerifyPackages = other.public+v.public, true
+	m.Keys, m.VerifyPackages = other.Public+v.Public, true
 	h.OK(h.Mirrors.Set(h.System, m))
 	if _, err := h.Mirrors.Sync(h.System, "up", nil); fault.Code(err) != "mirror_package_signature" {
 		t.Fatalf("packages of nobody: %v", err)
 	}
-	v.packages(t, u)
-	v.repomd(t, u)
+	v.Publish(t, u.dir)
 	_, err := h.Mirrors.Sync(h.System, "up", nil)
 	h.OK(err)
 	_, file := get(t, h.URL+"/channels/up.repo")
@@ -130,7 +55,7 @@ func TestMirrorOfASignedUpstream(t *testing.T) {
 		}
 	}
 	// The same files are here; the right key is another one now.
-	m.Keys = other.public
+	m.Keys = other.Public
 	h.OK(h.Mirrors.Set(h.System, m))
 	if _, err := h.Mirrors.Sync(h.System, "up", nil); fault.Code(err) != "mirror_signature" {
 		t.Errorf("repomd.xml by another key: %v", err)
@@ -370,6 +295,32 @@ func TestMirrorOfADirectory(t *testing.T) {
 	if _, err := h.Mirrors.Sync(h.System, "dir", nil); fault.Code(err) != "mirror_moved" {
 		t.Errorf("a kernel that is another: %v", err)
 	}
+}
+
+// The artifacts of a Pulp server lie in a directory by their checksums: what is there does not
+// come over the network.
+func TestMirrorBesideArtifacts(t *testing.T) {
+	h, u := repotest.New(t, dbtest.SQLite(t, repotest.Schemas()...)), newUpstream(t, real(t)...)
+	store := t.TempDir()
+	names, err := filepath.Glob(filepath.Join(u.dir, "*.rpm"))
+	h.OK(err)
+	for _, n := range names[1:] {
+		b, err := os.ReadFile(n)
+		h.OK(err)
+		sum := sum256(b)
+		h.OK(os.MkdirAll(filepath.Join(store, sum[:2]), 0o755))
+		h.OK(os.WriteFile(filepath.Join(store, sum[:2], sum[2:]), b, 0o600))
+	}
+	m := u.mirror("up")
+	m.More = []string{"file://" + store}
+	h.OK(h.Mirrors.Set(h.System, m))
+	u.requests("")
+	id, err := h.Mirrors.Sync(h.System, "up", nil)
+	h.OK(err)
+	if n := u.requests(".rpm"); n != 1 {
+		t.Errorf("%d packages came over the network, and all but one are here", n)
+	}
+	copyTree(t, h.URL+"/snapshots/"+id+"/x86_64/", t.TempDir())
 }
 
 // A mirror with a schedule syncs itself; another server's lease is respected, and taken when it

@@ -24,7 +24,10 @@ func (s *Site) routes() {
 	s.web.HandleFunc("GET /channels/{rest...}", s.channelsHTTP)
 	s.web.HandleFunc("GET /snapshots/{id}/{tree}/{path...}", s.snapshotHTTP)
 	s.web.HandleFunc("GET /chunks/{sum}", s.chunkHTTP)
-	s.web.HandleFunc("GET /keys/{file}", s.keyHTTP)
+	s.web.HandleFunc("GET /keys/{file}", func(w http.ResponseWriter, r *http.Request) error { return s.keyHTTP(w, r.PathValue("file")) })
+	s.web.HandleFunc("GET /keys/mirror/{file}", func(w http.ResponseWriter, r *http.Request) error {
+		return s.keyHTTP(w, wire.PinnedKeys(r.PathValue("file")))
+	})
 	s.web.HandleFunc("GET /api/v1/channels/{name}/follow", s.followHTTP)
 	s.web.HandleFunc("GET /status", s.statusHTTP)
 	s.metrics()
@@ -270,8 +273,8 @@ func (s *Site) chunkHTTP(w http.ResponseWriter, r *http.Request) error {
 }
 
 // keyHTTP serves a key that the site took.
-func (s *Site) keyHTTP(w http.ResponseWriter, r *http.Request) error {
-	name := strings.TrimSuffix(r.PathValue("file"), ".asc")
+func (s *Site) keyHTTP(w http.ResponseWriter, file string) error {
+	name := strings.TrimSuffix(file, ".asc")
 	text, err := s.trust.text(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.NotFound("key_unknown", "the site took no key %.100q", name)
@@ -367,14 +370,13 @@ func (s *Site) lead(w http.ResponseWriter, r *http.Request, c *channel, ext stri
 	}
 	keys := map[string]string{}
 	for _, t := range st.Trees {
-		if t.Key == "" {
-			continue
+		for _, k := range t.Keys() {
+			text, err := s.trust.text(k)
+			if err != nil {
+				return err
+			}
+			keys[k] = string(text)
 		}
-		text, err := s.trust.text(t.Key)
-		if err != nil {
-			return err
-		}
-		keys[t.Key] = string(text)
 	}
 	b, err := wire.ReleasePackage(base, st, keys)
 	if err != nil {

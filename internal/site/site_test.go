@@ -757,6 +757,68 @@ func TestTrust(t *testing.T) {
 	at(t, s, four.Snapshot)
 }
 
+// A mirror with pinned keys: the site takes those too, hosts check with them, and other keys
+// under their name are refused until somebody says so.
+func TestMirrorWithPinnedKeys(t *testing.T) {
+	t.Parallel()
+	h := centre(t)
+	_, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "1"))
+	dir := t.TempDir()
+	for _, f := range rpms {
+		b, err := os.ReadFile(f)
+		h.OK(err)
+		h.OK(os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600))
+	}
+	v, other := repotest.NewVendor(t), repotest.NewVendor(t)
+	v.Publish(t, dir)
+	up := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(up.Close)
+	sync := func(keys string) string {
+		t.Helper()
+		h.OK(h.Client.Call(t.Context(), "PUT", "/api/v1/mirrors/base", map[string]any{"url": up.URL, "arch": "x86_64", "keys": keys}, nil))
+		_, err := h.Mirrors.Sync(h.System, "base", nil)
+		h.OK(err)
+		c, err := h.Repo.Channel(h.System, "base", "")
+		h.OK(err)
+		return c.Snapshot
+	}
+	first := sync(other.Public + v.Public)
+	c := config(t, h.URL, h.Log, "base")
+	s, stop := start(t, c)
+	at(t, s, first)
+	_, repoFile, _ := get(t, s.URL+"/channels/base.repo")
+	if !strings.Contains(string(repoFile), "\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey="+s.URL+"/keys/mirror/base.asc\n") {
+		t.Errorf("%s", repoFile)
+	}
+	if root, out, err := dnf(t, string(repoFile), "hello"); err != nil {
+		t.Errorf("dnf: %v\n%s", err, out)
+	} else if _, err := os.Stat(filepath.Join(root, "usr/bin/hello")); err != nil {
+		t.Error(err)
+	}
+	if resp, b, err := get(t, s.URL+"/channels/base.rpm"); err != nil || resp.StatusCode != 200 || !bytes.HasPrefix(b, []byte{0xed, 0xab, 0xee, 0xdb}) {
+		t.Errorf("the package that leads here: %v %v", resp, err)
+	}
+	// The vendor has another key, and the centre says that this is right.
+	other.Publish(t, dir)
+	second := sync(other.Public)
+	stop()
+	file := filepath.Join(t.TempDir(), "key")
+	h.OK(os.WriteFile(file, []byte(v.Public), 0o600))
+	c.Trust = map[string]string{"mirror/base": file}
+	s, stop = start(t, c)
+	wait(t, s, "refusal", func(st site.Status) bool {
+		return strings.Contains(st.Channels[0].Trouble, "is not by the key mirror/base") && st.Channels[0].Snapshot == first
+	})
+	stop()
+	c.Trust = map[string]string{"mirror/base": ""}
+	s, _ = start(t, c)
+	at(t, s, second)
+	// A state before, by its snapshot, of metadata that is signed by the key before.
+	if resp, _, err := get(t, s.URL+"/channels/base/at/"+first+"/x86_64/repodata/repomd.xml"); err != nil || resp.StatusCode != 200 {
+		t.Errorf("the state before: %v %v", resp, err)
+	}
+}
+
 // A mirror's channel has no index of chunks and no key of drover's: its files are fetched whole.
 func TestMirrored(t *testing.T) {
 	t.Parallel()

@@ -31,8 +31,8 @@ type meta struct {
 // tree is a repository of a snapshot.
 type tree struct {
 	Name    string   `json:"name"`
-	Key     string   `json:"key,omitempty"`
-	ID      string   `json:"id"` // see wire.TreeID
+	Key     string   `json:"key,omitempty"` // name of the keys that its metadata is signed by
+	ID      string   `json:"id"`            // see wire.TreeID
 	Files   []meta   `json:"files"`
 	Primary string   `json:"primary"`          // sum of the file that lists the packages
 	Chunks  []string `json:"chunks,omitempty"` // blobs that the next state may share
@@ -64,7 +64,7 @@ func (sn *snapshot) tree(name string) *tree {
 // channel is what is kept of a channel, newest first. It is replaced, never changed.
 type channel struct {
 	Name   string     `json:"name"`
-	Keys   []string   `json:"keys"` // names that its trees may be signed with; "" for none
+	Keys   []string   `json:"keys"` // names of what its trees and packages may be signed with; "" for trees that are not
 	States []snapshot `json:"states"`
 	// Pinned is what hosts ask for by its snapshot and no state has, newest first.
 	Pinned []snapshot `json:"pinned,omitempty"`
@@ -349,10 +349,11 @@ func (s *Site) readIndex(primary string) (*index, error) {
 	return x, err
 }
 
-// fingerprint is that of a key.
-func fingerprint(r openpgp.EntityList) string {
-	if len(r) == 0 {
-		return ""
+// fingerprints are those of keys, with spaces between.
+func fingerprints(r openpgp.EntityList) string {
+	var out []string
+	for _, k := range r {
+		out = append(out, strings.ToUpper(hex.EncodeToString(k.PrimaryKey.Fingerprint)))
 	}
-	return hex.EncodeToString(r[0].PrimaryKey.Fingerprint)
+	return strings.Join(out, " ")
 }

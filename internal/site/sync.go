@@ -25,6 +25,7 @@ const repomdFile = "repodata/repomd.xml"
 const (
 	maxRepomd = 1 << 20
 	maxMeta   = 512 << 20
+	maxKeys   = 256 << 10
 	maxTrees  = 200
 )
 
@@ -121,14 +122,16 @@ func (s *Site) sync(ctx context.Context, name string, st wire.State) error {
 func (s *Site) allowed(c *channel, st wire.State) (keys []string, err error) {
 	keys = slices.Clone(c.Keys)
 	for _, t := range st.Trees {
-		switch {
-		case slices.Contains(keys, t.Key):
-		case c.Keys == nil || s.trust.told[t.Key]:
-			keys = append(keys, t.Key)
-		case t.Key == "":
-			return nil, fault.Invalid("site_unsigned", "%s/%s is not signed any more", c.Name, t.Name).Fix("if that is meant, start the site with --trust %s", Unsigned)
-		default:
-			return nil, fault.Invalid("site_new_key", "%s/%s has another key, %s", c.Name, t.Name, t.Key).Fix("if that is meant, start the site with --trust %s=FILE, or --trust %[1]s to take the one that the centre has", t.Key)
+		for _, k := range append(t.Keys(), t.Signer()) {
+			switch {
+			case slices.Contains(keys, k):
+			case c.Keys == nil || s.trust.told[k]:
+				keys = append(keys, k)
+			case k == "":
+				return nil, fault.Invalid("site_unsigned", "%s/%s is not signed any more", c.Name, t.Name).Fix("if that is meant, start the site with --trust %s", Unsigned)
+			default:
+				return nil, fault.Invalid("site_new_key", "%s/%s has another key, %s", c.Name, t.Name, k).Fix("if that is meant, start the site with --trust %s=FILE, or --trust %[1]s to take the one that the centre has", k)
+			}
 		}
 	}
 	if keys == nil {
@@ -139,27 +142,33 @@ func (s *Site) allowed(c *channel, st wire.State) (keys []string, err error) {
 
 // syncTree fetches the metadata of one tree.
 func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree) (t tree, err error) {
+	signer := wt.Signer()
+	for _, k := range wt.Keys() { // what its packages are signed by, hosts ask the site for
+		if _, err := s.key(ctx, k); err != nil {
+			return t, err
+		}
+	}
 	for had := range c.trees() { // it did not change, or the channel went back
-		if wt.ID != "" && had.ID == wt.ID && had.Name == wt.Name && had.Key == wt.Key && s.here(had) {
+		if wt.ID != "" && had.ID == wt.ID && had.Name == wt.Name && had.Key == signer && s.here(had) {
 			return *had, nil
 		}
 	}
 	base := strings.TrimPrefix(wire.Pinned("", c.Name, id, wt.Name), "/")
-	t = tree{Name: wt.Name, Key: wt.Key}
+	t = tree{Name: wt.Name, Key: signer}
 	repomd, err := s.small(ctx, "/"+base+repomdFile, maxRepomd)
 	if err != nil {
 		return t, err
 	}
 	asc, err := s.small(ctx, "/"+base+repomdFile+".asc", 64<<10)
-	if err != nil && (wt.Key != "" || fault.Code(err) != "file_unknown") {
+	if err != nil && (signer != "" || fault.Code(err) != "file_unknown") {
 		return t, err
 	}
-	if wt.Key != "" {
-		ring, err := s.key(ctx, wt.Key)
+	if signer != "" {
+		ring, err := s.key(ctx, signer)
 		if err != nil {
 			return t, err
 		}
-		if err := verify(c.Name, wt.Name, wt.Key, ring, repomd, asc); err != nil {
+		if err := verify(c.Name, wt.Name, signer, ring, repomd, asc); err != nil {
 			return t, err
 		}
 	}
@@ -247,8 +256,9 @@ func (s *Site) pin(ctx context.Context, name, id, treeName string) error {
 		}
 		var t tree
 		var err error
-		for _, st.Trees[0].Key = range c.Keys {
-			if t, err = s.syncTree(ctx, c, id, st.Trees[0]); fault.Code(err) != "site_signature" {
+		for _, k := range c.Keys { // one that signs packages only fails for want of a signature
+			st.Trees[0] = wire.Tree{Name: treeName, Key: wire.OwnKey(k), Pins: wire.Pins(k), Signed: k != ""}
+			if t, err = s.syncTree(ctx, c, id, st.Trees[0]); fault.Code(err) != "site_signature" && fault.Code(err) != "file_unknown" {
 				break
 			}
 		}

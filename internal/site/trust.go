@@ -11,11 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 
 	"drover/internal/durable"
 	"drover/internal/fault"
+	"drover/internal/repo/wire"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 )
@@ -29,7 +29,8 @@ type trust struct {
 	rings map[string]openpgp.EntityList
 }
 
-var reKey = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$`)
+// reKey is the name of a key of drover's, or of the keys that are pinned for a mirror.
+var reKey = regexp.MustCompile(`^(mirror/)?[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$`)
 
 // openTrust reads the keys, and takes those that it is told.
 func openTrust(dir string, told map[string]string) (*trust, error) {
@@ -40,7 +41,7 @@ func openTrust(dir string, told map[string]string) (*trust, error) {
 			continue
 		}
 		if !reKey.MatchString(name) {
-			return nil, fault.Invalid("site_key", "%.100q is no name of a key", name).Fix("give NAME=FILE, as `drover sign key list` names it")
+			return nil, fault.Invalid("site_key", "%.100q is no name of a key", name).Fix("give NAME=FILE, as `drover sign key list` names it, or mirror/NAME=FILE for the keys of a mirror")
 		}
 		t.told[name] = true
 		if file == "" {
@@ -60,13 +61,13 @@ func openTrust(dir string, told map[string]string) (*trust, error) {
 	return t, nil
 }
 
-func (t *trust) file(name string) string { return filepath.Join(t.dir, name+".asc") }
+func (t *trust) file(name string) string { return filepath.Join(t.dir, url.PathEscape(name)+".asc") }
 
 // pin takes a key for good.
 func (t *trust) pin(name string, text []byte) error {
-	ring, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(text))
+	ring, err := wire.ReadKeys(string(text))
 	if err != nil || len(ring) == 0 {
-		return fault.Invalid("site_key", "what is given for the key %s is no public key", name).Wrap(err).Fix("give the file of an armored public key, as `drover sign key export %s` prints it", name)
+		return fault.Invalid("site_key", "what is given for the key %s is no public key", name).Wrap(err).Fix("give the file of an armored public key, as `drover sign key export` prints it; for the keys of a mirror, several at most 50")
 	}
 	if err := durable.WriteFile(t.file(name), text, 0o644); err != nil {
 		return err
@@ -96,7 +97,7 @@ func (t *trust) ring(name string) openpgp.EntityList {
 	if err != nil {
 		return nil
 	}
-	r, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(text))
+	r, err := wire.ReadKeys(string(text))
 	if err != nil {
 		return nil
 	}
@@ -112,14 +113,14 @@ func (s *Site) key(ctx context.Context, name string) (openpgp.EntityList, error)
 	if !reKey.MatchString(name) {
 		return nil, fault.Invalid("site_key", "the centre names a key %.100q", name).Fix("the centre is broken or hostile")
 	}
-	text, err := s.small(ctx, "/keys/"+url.PathEscape(name)+".asc", 256<<10)
+	text, err := s.small(ctx, "/keys/"+escaped(name)+".asc", maxKeys)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.trust.pin(name, text); err != nil {
 		return nil, err
 	}
-	s.Log.Warn("a key is taken, as it is the first time; compare its fingerprint", "key", name, "fingerprint", strings.ToUpper(fingerprint(s.trust.ring(name))), "file", s.trust.file(name))
+	s.Log.Warn("a key is taken, as it is the first time; compare its fingerprint", "key", name, "fingerprint", fingerprints(s.trust.ring(name)), "file", s.trust.file(name))
 	return s.trust.ring(name), nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"drover/internal/repo"
 	"drover/internal/repo/set"
 	"drover/internal/repo/upstream"
+	"drover/internal/repo/wire"
 	"drover/internal/rpm"
 
 	"golang.org/x/sync/errgroup"
@@ -149,7 +150,7 @@ func (s *Store) reach(ctx context.Context, name string) (u *upstream.Upstream, m
 	if err := s.db.Read(ctx, func(tx *db.Tx) error { m, mem, err = getMirror(tx, name); return err }); err != nil {
 		return nil, m, err
 	}
-	keys, err := upstream.Pinned(m.Keys)
+	keys, err := wire.ReadKeys(m.Keys)
 	if err != nil {
 		return nil, m, err
 	}

@@ -136,7 +136,7 @@ func (s *Store) checkMirror(m *Mirror) error {
 	if err := m.Filter.Check(); err != nil {
 		return err
 	}
-	keys, err := upstream.Pinned(m.Keys)
+	keys, err := wire.ReadKeys(m.Keys)
 	bad := func(format string, args ...any) *fault.Error { return fault.Invalid("mirror", format, args...) }
 	switch {
 	case err != nil:

@@ -27,6 +27,7 @@ import (
 	"drover/internal/repo"
 	"drover/internal/repo/set"
 	"drover/internal/repo/upstream"
+	"drover/internal/repo/wire"
 	"drover/internal/rpm"
 	"drover/internal/rpm/modules"
 )
@@ -231,7 +232,7 @@ func keepState(tx *db.Tx, m Mirror, st memory, due int64) error {
 
 // once looks at upstream and copies what is new.
 func (y *syncing) once() (err error) {
-	keys, err := upstream.Pinned(y.m.Keys)
+	keys, err := wire.ReadKeys(y.m.Keys)
 	if err != nil {
 		return err
 	}
@@ -617,8 +618,8 @@ func (y *syncing) takePackage(ctx context.Context, w rpm.PrimaryPackage, f *os.F
 		o.Expect = blob.Digest(w.Sum)
 	}
 	var d blob.Digest
-	if y.up.Local() {
-		d, _, err = b.Adopt(ctx, f, o, y.m.Link && w.Algo == "sha256")
+	if y.up.Near() {
+		d, _, err = b.Adopt(ctx, f, o, y.m.Link && y.up.Local() && w.Algo == "sha256")
 	} else {
 		d, _, err = b.Put(ctx, io.NewSectionReader(f, 0, info.Size()), o)
 	}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -49,9 +50,9 @@ func matches(globs []string, p rpm.PrimaryPackage) bool {
 	return false
 }
 
-// Apply gives the packages that are wanted, in their order. Of the packages of modules the newest
-// builds of each stream are kept whole, by the newest of their own: a stream that is older than
-// another one is another stream, not an older version.
+// Apply gives the packages that are wanted, in their order. Of modules the newest builds of each
+// stream and context are kept whole: another stream is another thing, not an older version, and
+// a build without some of its packages is none.
 func (f Filter) Apply(ps []rpm.PrimaryPackage, docs modules.Docs) []rpm.PrimaryPackage {
 	var out []rpm.PrimaryPackage
 	for _, p := range ps {
@@ -68,23 +69,16 @@ func (f Filter) Apply(ps []rpm.PrimaryPackage, docs modules.Docs) []rpm.PrimaryP
 	if f.Newest == 0 {
 		return out
 	}
-	stream := map[rpm.NEVRA]string{}
-	for _, d := range docs {
-		if d.Kind != modules.KindStream {
-			continue
-		}
-		for _, a := range d.Artifacts {
-			if n, err := rpm.ParseNEVRA(a); err == nil {
-				stream[n] = d.Name + ":" + d.Stream
-			}
-		}
-	}
+	modular := newestBuilds(docs, f.Newest)
+	keep := make([]bool, len(out))
 	groups := map[string][]int{}
 	for i, p := range out {
-		k := p.Name + "." + p.Arch + " " + stream[p.NEVRA]
-		groups[k] = append(groups[k], i)
+		var of bool
+		if keep[i], of = modular[p.NEVRA]; !of {
+			k := p.Name + "." + p.Arch
+			groups[k] = append(groups[k], i)
+		}
 	}
-	keep := make([]bool, len(out))
 	for _, is := range groups {
 		slices.SortStableFunc(is, func(a, b int) int { return out[b].Compare(out[a].NEVRA) })
 		versions := 0
@@ -102,4 +96,23 @@ func (f Filter) Apply(ps []rpm.PrimaryPackage, docs modules.Docs) []rpm.PrimaryP
 		}
 	}
 	return kept
+}
+
+// newestBuilds tells of every package of a module whether one of the n newest builds of a stream
+// and context has it.
+func newestBuilds(docs modules.Docs, n int) map[rpm.NEVRA]bool {
+	builds := slices.DeleteFunc(slices.Clone(docs), func(d modules.Doc) bool { return d.Kind != modules.KindStream })
+	slices.SortStableFunc(builds, func(a, b modules.Doc) int { return cmp.Compare(b.Version, a.Version) })
+	seen := map[[4]string]int{}
+	out := map[rpm.NEVRA]bool{}
+	for _, d := range builds {
+		of := [4]string{d.Name, d.Stream, d.Context, d.Arch}
+		seen[of]++
+		for _, a := range d.Artifacts {
+			if p, err := rpm.ParseNEVRA(a); err == nil {
+				out[p] = out[p] || seen[of] <= n
+			}
+		}
+	}
+	return out
 }

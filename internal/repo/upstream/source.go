@@ -17,7 +17,7 @@ import (
 // reached.
 type Source struct {
 	URL        string   `json:"url,omitempty" doc:"directory that holds repodata/, by http, https or file" maxLength:"1000"`
-	More       []string `json:"more,omitempty" doc:"further addresses of the same content, used when the first fails" maxItems:"50"`
+	More       []string `json:"more,omitempty" doc:"further addresses of the same content, used when the first fails; directories (file) are looked into first, also by checksum as Pulp's artifact store has it" maxItems:"50"`
 	Metalink   string   `json:"metalink,omitempty" doc:"address of a metalink: mirrors, and checksums of repomd.xml" maxLength:"1000"`
 	Mirrorlist string   `json:"mirrorlist,omitempty" doc:"address of a list of mirrors" maxLength:"1000"`
 	// Names of files below the server's directory secrets: what they hold is sent to others, so
@@ -146,10 +146,15 @@ func (u *Upstream) Stats() []fetch.OriginStats {
 	return u.roots.Stats()
 }
 
-// Local tells whether the files lie in a directory of this machine.
+// Local tells whether all files lie in directories of this machine.
 func (u *Upstream) Local() bool {
-	return strings.HasPrefix(u.URL, "file:") && !slices.ContainsFunc(u.More, func(a string) bool { return !strings.HasPrefix(a, "file:") })
+	return isDir(u.URL) && !slices.ContainsFunc(u.More, func(a string) bool { return !isDir(a) })
 }
+
+// Near tells whether some files may lie in a directory of this machine.
+func (u *Upstream) Near() bool { return isDir(u.URL) || slices.ContainsFunc(u.More, isDir) }
+
+func isDir(address string) bool { return strings.HasPrefix(address, "file:") }
 
 func (u *Upstream) origin(address string, prefer int) fetch.Origin {
 	o := fetch.Origin{URL: address, Prefer: prefer}
@@ -158,25 +163,4 @@ func (u *Upstream) origin(address string, prefer int) fetch.Origin {
 		o.User, o.PasswordFile = u.User, secret(u.secrets, u.Password)
 	}
 	return o
-}
-
-// Pinned reads keys in ASCII armor: one block or several.
-func Pinned(text string) (openpgp.EntityList, error) {
-	var out openpgp.EntityList
-	const end = "-----END PGP PUBLIC KEY BLOCK-----"
-	for strings.TrimSpace(text) != "" {
-		i := strings.Index(text, end)
-		if i < 0 || strings.Contains(text[:i], "PRIVATE KEY") {
-			return nil, fault.Invalid("mirror_key", "the text holds something that is no public key in ASCII armor").Fix("give what `gpg --armor --export` writes, or the vendor's RPM-GPG-KEY file")
-		}
-		es, err := openpgp.ReadArmoredKeyRing(strings.NewReader(text[:i+len(end)]))
-		if err != nil {
-			return nil, fault.Invalid("mirror_key", "a key can't be read").Wrap(err).Fix("give what `gpg --armor --export` writes, or the vendor's RPM-GPG-KEY file")
-		}
-		out, text = append(out, es...), text[i+len(end):]
-		if len(out) > 50 {
-			return nil, fault.TooLarge("mirror_key", "over 50 keys")
-		}
-	}
-	return out, nil
 }

@@ -111,38 +111,13 @@ func Parts(channel string, ts []Tree) (out []Part) {
 			continue
 		}
 		if !slices.ContainsFunc(out, func(p Part) bool { return p.Name == part }) {
-			out = append(out, Part{part, JoinKeys(t.Pins, t.Key), t.Key != "" || t.Pins != "" && t.Signed})
+			out = append(out, Part{part, JoinKeys(t.Pins, t.Key), t.Signer() != ""})
 		}
 	}
 	if out == nil {
 		out = []Part{{}}
 	}
 	return out
-}
-
-// pinned comes before the name of a mirror in the name of its pinned keys.
-const pinned = "mirror/"
-
-// PinnedKeys is the name of the keys that are pinned for a mirror.
-func PinnedKeys(mirror string) string { return pinned + mirror }
-
-// Pinning tells whether a name of keys begins with that of a mirror's.
-func Pinning(name string) bool { return strings.HasPrefix(name, pinned) }
-
-// MirrorOf is the mirror of a name of pinned keys.
-func MirrorOf(name string) string { return strings.TrimPrefix(name, pinned) }
-
-// JoinKeys is the keys of a tree in one text: those that are pinned for its mirror, and drover's.
-func JoinKeys(pins, own string) string { return strings.TrimSpace(pins + " " + own) }
-
-// Pins is the pinned ones of the keys of a tree.
-func Pins(keys string) string {
-	return strings.Join(slices.DeleteFunc(strings.Fields(keys), func(k string) bool { return !Pinning(k) }), " ")
-}
-
-// OwnKey is drover's one of the keys of a tree.
-func OwnKey(keys string) string {
-	return strings.Join(slices.DeleteFunc(strings.Fields(keys), Pinning), " ")
 }
 
 // Keyed gives the parts with where their keys are instead of their names.

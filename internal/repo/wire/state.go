@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/url"
+	"strings"
 )
 
 // State is where a channel points, as a site follows it.
@@ -24,6 +25,17 @@ type Tree struct {
 	Signed bool   `json:"signed,omitempty"` // repomd.xml is, by one of these
 	ID     string `json:"id,omitempty"`     // stands for its metadata, see TreeID
 }
+
+// Signer is the name of the keys by which a tree's metadata must be signed, "" for none.
+func (t Tree) Signer() string {
+	if t.Key == "" && t.Signed {
+		return t.Pins
+	}
+	return t.Key
+}
+
+// Keys are the names of all keys that hosts need for a tree.
+func (t Tree) Keys() []string { return strings.Fields(JoinKeys(t.Pins, t.Key)) }
 
 // TreeID is the identity of a tree with a repomd.xml and a signature of it, by their sha256; ""
 // for no signature.
