@@ -30,11 +30,10 @@ type Options struct {
 
 // DB is an open database. It is safe for concurrent use.
 type DB struct {
-	write *sql.DB
-	read  *sql.DB
-	pg    bool
-	now   func() time.Time
-	log   *slog.Logger
+	pg          *sql.DB   // PostgreSQL; nil with SQLite
+	write, read *sessions // of SQLite
+	now         func() time.Time
+	log         *slog.Logger
 
 	mu      sync.Mutex    // guards changed
 	changed chan struct{} // closed and replaced after each committed write
@@ -52,12 +51,9 @@ func Open(ctx context.Context, addr string, opt Options) (*DB, error) {
 	}
 	var err error
 	if strings.HasPrefix(addr, "postgres://") || strings.HasPrefix(addr, "postgresql://") {
-		err = d.openPostgres(addr)
+		err = d.openPostgres(ctx, addr)
 	} else {
 		err = d.openSQLite(ctx, strings.TrimPrefix(addr, "sqlite:"))
-	}
-	if err == nil {
-		err = d.write.PingContext(ctx)
 	}
 	if err != nil {
 		_ = d.Close()
@@ -67,18 +63,15 @@ func Open(ctx context.Context, addr string, opt Options) (*DB, error) {
 	return d, nil
 }
 
-func (d *DB) openPostgres(addr string) error {
-	d.pg = true
-	pool, err := sql.Open("pgx", addr)
-	if err != nil {
+func (d *DB) openPostgres(ctx context.Context, addr string) (err error) {
+	if d.pg, err = sql.Open("pgx", addr); err != nil {
 		return err
 	}
 	// One pool serves both: writes serialize on the advisory lock, and the bound
 	// keeps a few connections free for reads while writes queue.
-	pool.SetMaxOpenConns(12)
-	pool.SetMaxIdleConns(6)
-	d.write, d.read = pool, pool
-	return nil
+	d.pg.SetMaxOpenConns(12)
+	d.pg.SetMaxIdleConns(6)
+	return d.pg.PingContext(ctx)
 }
 
 func (d *DB) openSQLite(ctx context.Context, path string) error {
@@ -95,20 +88,19 @@ func (d *DB) openSQLite(ctx context.Context, path string) error {
 	// FULL: a commit that was answered is on the disk.
 	common := "_pragma=busy_timeout(20000)&_pragma=foreign_keys(1)&_pragma=synchronous(FULL)&_pragma=cache_size(-16000)"
 	u := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: abs}).EscapedPath()}).String()
-	if d.write, err = sql.Open("sqlite", u+"?_txlock=immediate&_pragma=journal_mode(WAL)&"+common); err != nil {
+	pool, err := sql.Open("sqlite", u+"?_txlock=immediate&_pragma=journal_mode(WAL)&"+common)
+	if err != nil {
 		return err
 	}
-	d.write.SetMaxOpenConns(1)
-	d.write.SetConnMaxIdleTime(0)
+	d.write = newSessions(pool, 1, "BEGIN IMMEDIATE")
 	// The first writer connection makes the file and sets WAL before any reader opens it.
-	if err := d.write.PingContext(ctx); err != nil {
+	if err := pool.PingContext(ctx); err != nil {
 		return err
 	}
-	if d.read, err = sql.Open("sqlite", u+"?_pragma=query_only(1)&"+common); err != nil {
+	if pool, err = sql.Open("sqlite", u+"?_pragma=query_only(1)&"+common); err != nil {
 		return err
 	}
-	d.read.SetMaxOpenConns(6)
-	d.read.SetMaxIdleConns(6)
+	d.read = newSessions(pool, 6, "BEGIN")
 	return nil
 }
 
@@ -123,17 +115,19 @@ func redact(addr string) string {
 // Close closes all connections.
 func (d *DB) Close() error {
 	var errs []error
-	if d.write != nil {
-		errs = append(errs, d.write.Close())
+	if d.pg != nil {
+		errs = append(errs, d.pg.Close())
 	}
-	if d.read != nil && d.read != d.write {
-		errs = append(errs, d.read.Close())
+	for _, p := range []*sessions{d.write, d.read} {
+		if p != nil {
+			errs = append(errs, p.close())
+		}
 	}
 	return errors.Join(errs...)
 }
 
 // Postgres tells whether the engine is PostgreSQL.
-func (d *DB) Postgres() bool { return d.pg }
+func (d *DB) Postgres() bool { return d.pg != nil }
 
 // Now is the database's clock, in microseconds since 1970 UTC.
 func (d *DB) Now() int64 { return d.now().UnixMicro() }
@@ -164,14 +158,13 @@ func WithActor(ctx context.Context, name string) context.Context {
 // Tx is one transaction with its time and its actor.
 type Tx struct {
 	ctx   context.Context
-	tx    *sql.Tx
+	tx    *sql.Tx  // with PostgreSQL
+	s     *session // with SQLite
+	of    *sessions
 	d     *DB
 	now   int64
 	actor string
 	after []func()
-	// Statements that came before, prepared from the second time on: what runs for each of
-	// thousands of rows is parsed once.
-	prepared map[string]*sql.Stmt
 }
 
 // Ctx is the transaction's context. A Write or Read with it fails at once rather
@@ -191,8 +184,8 @@ func (t *Tx) AfterCommit(fn func()) { t.after = append(t.after, fn) }
 func (t *Tx) Exec(query string, args ...any) (int64, error) {
 	var r sql.Result
 	var err error
-	if p := t.again(query); p != nil {
-		r, err = p.ExecContext(t.ctx, args...)
+	if t.s != nil {
+		r, err = t.s.exec(t.ctx, query, args...)
 	} else {
 		r, err = t.tx.ExecContext(t.ctx, query, args...)
 	}
@@ -202,39 +195,24 @@ func (t *Tx) Exec(query string, args ...any) (int64, error) {
 	return r.RowsAffected()
 }
 
-// again gives a prepared statement for a text that came before; nil when the text is new, and
-// always with PostgreSQL, whose driver keeps statements itself.
-func (t *Tx) again(query string) *sql.Stmt {
-	if t.d.pg {
-		return nil
-	}
-	p, before := t.prepared[query]
-	if before && p == nil {
-		p, _ = t.tx.PrepareContext(t.ctx, query) // running it says what is wrong with it
-	}
-	if len(t.prepared) < maxPrepared || before {
-		if t.prepared == nil {
-			t.prepared = map[string]*sql.Stmt{}
-		}
-		t.prepared[query] = p
-	}
-	return p
-}
-
-// maxPrepared bounds how many texts a transaction remembers.
-const maxPrepared = 64
-
-// QueryRow runs a query for at most one row.
+// QueryRow runs a query for at most one row. It is to be scanned before anything else is asked.
 func (t *Tx) QueryRow(query string, args ...any) *sql.Row {
-	if p := t.again(query); p != nil {
-		return p.QueryRowContext(t.ctx, args...)
+	if t.s != nil {
+		return t.s.row(t.ctx, query, args...)
 	}
 	return t.tx.QueryRowContext(t.ctx, query, args...)
 }
 
-// Each runs a query and calls fn with the scan function of each row.
+// Each runs a query and calls fn with the scan function of each row. fn must not ask the
+// transaction for anything: one connection has one answer at a time.
 func (t *Tx) Each(fn func(scan func(dest ...any) error) error, query string, args ...any) error {
-	rows, err := t.tx.QueryContext(t.ctx, query, args...)
+	var rows *sql.Rows
+	var err error
+	if t.s != nil {
+		rows, err = t.s.query(t.ctx, query, args...)
+	} else {
+		rows, err = t.tx.QueryContext(t.ctx, query, args...)
+	}
 	if err != nil {
 		return err
 	}
@@ -265,8 +243,8 @@ func (d *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 	if err != nil {
 		return err
 	}
-	defer tx.tx.Rollback() //nolint:errcheck // after a commit it reports ErrTxDone, else the first error counts
-	if d.pg {
+	defer tx.end()
+	if d.pg != nil {
 		if _, err := tx.Exec("SELECT pg_advisory_xact_lock(7261)"); err != nil {
 			return d.explain(err)
 		}
@@ -275,7 +253,7 @@ func (d *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return d.explain(err)
 	}
-	if err := tx.tx.Commit(); err != nil {
+	if err := tx.commit(ctx); err != nil {
 		return d.explain(err)
 	}
 	for _, f := range tx.after {
@@ -287,32 +265,63 @@ func (d *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 
 // Read runs fn in a read transaction that sees one state of the database.
 func (d *DB) Read(ctx context.Context, fn func(*Tx) error) error {
-	var opt *sql.TxOptions
-	if d.pg {
-		opt = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
-	}
-	tx, err := d.begin(ctx, d.read, opt)
+	tx, err := d.begin(ctx, d.read, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
 	}
-	defer tx.tx.Rollback() //nolint:errcheck // a read has nothing to lose
+	defer tx.end()
 	tx.now = d.Now()
 	return d.explain(fn(tx))
 }
 
-func (d *DB) begin(ctx context.Context, pool *sql.DB, opt *sql.TxOptions) (*Tx, error) {
+// begin begins a transaction: on a connection of p, or in PostgreSQL with the options.
+func (d *DB) begin(ctx context.Context, p *sessions, opt *sql.TxOptions) (*Tx, error) {
 	if ctx.Value(insideKey{}) == d {
 		return nil, fault.Internal("db_nested", "a transaction was begun inside another")
 	}
-	t, err := pool.BeginTx(ctx, opt)
+	t := &Tx{ctx: context.WithValue(ctx, insideKey{}, d), d: d, of: p}
+	t.actor, _ = ctx.Value(actorKey{}).(string)
+	if t.actor == "" {
+		t.actor = "system"
+	}
+	var err error
+	if p != nil {
+		t.s, err = p.take(ctx)
+	} else {
+		t.tx, err = d.pg.BeginTx(ctx, opt)
+	}
 	if err != nil {
 		return nil, d.explain(err)
 	}
-	actor, _ := ctx.Value(actorKey{}).(string)
-	if actor == "" {
-		actor = "system"
+	return t, nil
+}
+
+// commit makes what was done durable. A transaction whose context has ended is not committed.
+func (t *Tx) commit(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	return &Tx{ctx: context.WithValue(ctx, insideKey{}, d), tx: t, d: d, actor: actor}, nil
+	if t.tx != nil {
+		return t.tx.Commit()
+	}
+	// Without the context: it must be known whether it was done.
+	_, err := t.s.exec(context.WithoutCancel(ctx), "COMMIT")
+	if err == nil {
+		t.of.put(t.s, true)
+		t.s, t.of = nil, nil
+	}
+	return err
+}
+
+// end gives up what was not committed.
+func (t *Tx) end() {
+	switch {
+	case t.tx != nil:
+		_ = t.tx.Rollback() // after a commit it reports ErrTxDone, else the first error counts
+	case t.s != nil:
+		t.of.put(t.s, false)
+		t.s, t.of = nil, nil
+	}
 }
 
 // SQLite's result codes, https://www.sqlite.org/rescode.html
@@ -377,7 +386,7 @@ func Like(prefix string) string {
 
 // String names the engine.
 func (d *DB) String() string {
-	if d.pg {
+	if d.pg != nil {
 		return "PostgreSQL"
 	}
 	return "SQLite"

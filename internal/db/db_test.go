@@ -3,6 +3,9 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -140,6 +143,79 @@ func TestMigrateTwiceAndActor(t *testing.T) {
 		})
 		if err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// A context that ends takes the whole transaction with it, also one whose function does not look;
+// the connection is as good as before.
+func TestCanceled(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		for range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			err := d.Write(ctx, func(tx *db.Tx) error {
+				if _, err := tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", 1, "x"); err != nil {
+					return err
+				}
+				cancel()
+				_, _ = tx.Exec("INSERT INTO thing (id, name) VALUES ($1, $2)", 2, "y")
+				return nil
+			})
+			if !errors.Is(err, context.Canceled) || count(t, d) != 0 {
+				t.Fatalf("%v, %d rows", err, count(t, d))
+			}
+		}
+		if err := add(t.Context(), d, "x"); err != nil || count(t, d) != 1 {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Statements are kept from one transaction to the next: the same text with other parameters, more
+// texts than are kept, and texts that are wrong.
+func TestStatements(t *testing.T) {
+	dbtest.Each(t, schema(), func(t *testing.T, d *db.DB) {
+		for _, n := range []string{"a", "b", "c"} {
+			if err := add(t.Context(), d, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const all = "SELECT name FROM thing WHERE name >= $1 ORDER BY name"
+		for _, from := range []string{"a", "b", "c", "a"} {
+			if err := d.Read(t.Context(), func(tx *db.Tx) error {
+				for range 2 {
+					got, err := db.Column[string](tx, all, from)
+					if want := strings.Split("abc"[from[0]-'a':], ""); err != nil || !slices.Equal(got, want) {
+						t.Errorf("from %s: %v %v", from, got, err)
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 1000 {
+			var n int
+			if err := d.Read(t.Context(), func(tx *db.Tx) error { return tx.QueryRow(fmt.Sprintf("SELECT %d", i)).Scan(&n) }); err != nil || n != i {
+				t.Fatalf("%d: %d %v", i, n, err)
+			}
+		}
+		for range 3 {
+			if err := d.Read(t.Context(), func(tx *db.Tx) error { return tx.QueryRow("SELEKT 1").Scan(new(int)) }); err == nil {
+				t.Fatal("nonsense is taken")
+			}
+		}
+		// Rows that are not read to their end do not stay in the way.
+		for range 3 {
+			stop := errors.New("stop")
+			if err := d.Write(t.Context(), func(tx *db.Tx) error {
+				return tx.Each(func(func(...any) error) error { return stop }, all, "a")
+			}); !errors.Is(err, stop) {
+				t.Fatal(err)
+			}
+		}
+		if count(t, d) != 3 {
+			t.Error(count(t, d))
 		}
 	})
 }

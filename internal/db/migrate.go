@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"io/fs"
 	"regexp"
@@ -49,7 +50,7 @@ func (d *DB) migrate(ctx context.Context, s Schema) error {
 	}
 	opts := []goose.ProviderOption{goose.WithTableName(s.Name + "_schema"), goose.WithDisableGlobalRegistry(true)}
 	dialect := goose.DialectPostgres
-	if d.pg {
+	if d.pg != nil {
 		l, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 120))
 		if err != nil {
 			return err
@@ -71,11 +72,17 @@ func (d *DB) migrate(ctx context.Context, s Schema) error {
 		}
 		sub = files
 	}
-	p, err := goose.NewProvider(dialect, d.write, sub, opts...)
-	if err != nil {
+	up := func(pool *sql.DB) error {
+		p, err := goose.NewProvider(dialect, pool, sub, opts...)
+		if err != nil {
+			return err
+		}
+		// The provider borrows our pool; closing it would close the database.
+		_, err = p.Up(ctx)
 		return err
 	}
-	// The provider borrows our pool; closing it would close the database.
-	_, err = p.Up(ctx)
-	return err
+	if d.pg != nil {
+		return up(d.pg)
+	}
+	return d.write.lend(up)
 }
