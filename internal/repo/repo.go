@@ -79,6 +79,7 @@ type Store struct {
 	hashed  kept[string, [3]checkpoints] // by what a tree is a state of
 	trees   kept[string, tree]           // by id
 	lists   kept[string, []place]        // by chunk
+	fresh   kept[string, []member]       // by chunk: those that were written last
 	packs   kept[string, part]           // by codec and chunk
 	found   kept[found, what]            // what was asked for and never changes
 	mu      sync.Mutex                   // guards packers
@@ -88,7 +89,7 @@ type Store struct {
 // New makes a Store.
 func New(c Config) *Store {
 	s := &Store{Config: c, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
-	s.hashed.most, s.trees.most, s.lists.most, s.packs.most, s.found.most = keptHashes, keptTrees, keptPlaces, keptParts, keptFound
+	s.hashed.most, s.trees.most, s.lists.most, s.fresh.most, s.packs.most, s.found.most = keptHashes, keptTrees, keptPlaces, keptFresh, keptParts, keptFound
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {
 		panic(err) // its options are constants

@@ -212,6 +212,7 @@ func (s *Store) sweepTrees(ctx context.Context, r *Swept, blobs map[blob.Digest]
 	}
 	s.trees.drop()
 	s.lists.drop()
+	s.fresh.drop()
 	s.packs.drop()
 	s.found.drop()
 	used := map[string]bool{}   // chunks

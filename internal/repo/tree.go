@@ -501,6 +501,9 @@ func (s *Store) membersTx(tx *db.Tx, c chunk) ([]member, error) {
 	if c.Members != nil {
 		return c.Members, nil
 	}
+	if ms, ok := s.fresh.get(c.ID); ok {
+		return ms, nil
+	}
 	places, err := s.places(tx, c.ID)
 	if err != nil {
 		return nil, err
@@ -887,6 +890,9 @@ func (s *Store) keepChunk(tx *db.Tx, c chunk) error {
 	if err != nil {
 		return err
 	}
+	if !slices.ContainsFunc(c.Members, func(m member) bool { return m.Core == "" }) { // what is to be fetched changes
+		s.fresh.put(c.ID, slices.Clone(c.Members))
+	}
 	for _, m := range c.Members {
 		if m.Href == m.Location() {
 			continue
@@ -918,6 +924,10 @@ func (s *Store) tree(tx *db.Tx, snapshot, name string) (*tree, error) {
 	t.name = name
 	return t, nil
 }
+
+// keptFresh is of how many chunks the packages are kept: 80 KiB each. What was changed is changed
+// again soon.
+const keptFresh = 32
 
 // keptTrees is how many trees are kept in memory: 250 bytes a chunk.
 const keptTrees = 64
