@@ -84,7 +84,10 @@ type Store struct {
 	found   kept[found, what]            // what was asked for and never changes
 	mu      sync.Mutex                   // guards packers
 	packers map[rpm.Codec][]*rpm.Packer  // idle ones
+	buffers sync.Pool                    // of *[copyBuffer]byte
 }
+
+const copyBuffer = 64 << 10
 
 // New makes a Store.
 func New(c Config) *Store {
@@ -205,7 +208,13 @@ func (s *Store) describe(head, core blob.Digest, key string) (Package, []byte, e
 		return Package{}, nil, err
 	}
 	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size)); err != nil {
+	buf, _ := s.buffers.Get().(*[copyBuffer]byte)
+	if buf == nil {
+		buf = new([copyBuffer]byte)
+	}
+	_, err = io.CopyBuffer(h, io.NewSectionReader(r, 0, size), buf[:])
+	s.buffers.Put(buf)
+	if err != nil {
 		return Package{}, nil, err
 	}
 	n, entry := q.NEVRA(), rpm.NewTemplate(q).Encode()

@@ -1028,7 +1028,7 @@ func (s *Store) has(tx *db.Tx, t *tree, p Package, href string) (bool, error) {
 
 // newUnpacker makes what reads the packed values of rows.
 func newUnpacker() (*zstd.Encoder, *zstd.Decoder, error) {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -37,12 +37,20 @@ type Template struct {
 // NewTemplate makes the template of a package.
 func NewTemplate(p *Package) (t Template) {
 	var f, o int
-	t.open[0], t.cuts[0] = primary(nil, p)
-	t.open[1], f = filelists(nil, p.Header)
-	t.open[2], o = other(nil, p.Header)
+	// All three lie behind each other: a header becomes about half as long again.
+	room := make([]byte, 0, len(p.Header.Raw())*3/2)
+	t.open[0], t.cuts[0] = primary(room, p)
+	t.open[1], f = filelists(behind(t.open[0]), p.Header)
+	t.open[2], o = other(behind(t.open[1]), p.Header)
 	t.cuts[1], t.cuts[2] = []int{f}, []int{o}
+	for k, b := range t.open {
+		t.open[k] = slices.Clip(b)
+	}
 	return t
 }
+
+// behind is the room that is left in b's memory, as an empty slice.
+func behind(b []byte) []byte { return b[len(b):] }
 
 // Verbatim is a template without holes: the entries as another repository has them.
 func Verbatim(primary, filelists, other []byte) Template {
