@@ -927,7 +927,7 @@ func (s *Store) tree(tx *db.Tx, snapshot, name string) (*tree, error) {
 
 // keptFresh is of how many chunks the packages are kept: 80 KiB each. What was changed is changed
 // again soon.
-const keptFresh = 32
+const keptFresh = 16
 
 // keptTrees is how many trees are kept in memory: 250 bytes a chunk.
 const keptTrees = 64
