@@ -88,7 +88,7 @@ func (d *DB) openSQLite(ctx context.Context, path string) error {
 	// FULL: a commit that was answered is on the disk.
 	common := "_pragma=busy_timeout(20000)&_pragma=foreign_keys(1)&_pragma=synchronous(FULL)"
 	u := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: abs}).EscapedPath()}).String()
-	pool, err := sql.Open("sqlite", u+"?_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=cache_size(-16000)&"+common)
+	pool, err := sql.Open("sqlite", u+"?_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=cache_size(-8000)&"+common)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (d *DB) openSQLite(ctx context.Context, path string) error {
 	if err := pool.PingContext(ctx); err != nil {
 		return err
 	}
-	if pool, err = sql.Open("sqlite", u+"?_pragma=query_only(1)&_pragma=cache_size(-6000)&"+common); err != nil {
+	if pool, err = sql.Open("sqlite", u+"?_pragma=query_only(1)&_pragma=cache_size(-4000)&"+common); err != nil {
 		return err
 	}
 	d.read = newSessions(pool, 6, "BEGIN")
