@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"drover/internal/blob"
@@ -85,6 +86,7 @@ type Store struct {
 	mu      sync.Mutex                   // guards packers
 	packers map[rpm.Codec][]*rpm.Packer  // idle ones
 	buffers sync.Pool                    // of *[copyBuffer]byte
+	unswept atomic.Int64                 // bytes of put together files since their directory was looked at
 }
 
 const copyBuffer = 64 << 10
@@ -92,6 +94,7 @@ const copyBuffer = 64 << 10
 // New makes a Store.
 func New(c Config) *Store {
 	s := &Store{Config: c, packers: map[rpm.Codec][]*rpm.Packer{}, counts: serving.NewCensus(c.DB, c.Log)}
+	s.unswept.Store(sweepWhole) // an earlier process may have left many
 	s.hashed.most, s.trees.most, s.lists.most, s.fresh.most, s.packs.most, s.found.most = keptHashes, keptTrees, keptPlaces, keptFresh, keptParts, keptFound
 	var err error
 	if s.packed, s.unpack, err = newUnpacker(); err != nil {

@@ -714,8 +714,12 @@ func (s *Store) openFile(t *tree, path string) ([]byte, error) {
 }
 
 // maxWhole is how many bytes of put together files are kept. They can be made again at any
-// time.
-const maxWhole = 2 << 30
+// time. All of them are looked at after so many new bytes, as that takes the longer the more they
+// are.
+const (
+	maxWhole   = 2 << 30
+	sweepWhole = maxWhole / 16
+)
 
 // whole opens a file of a tree that is put together from parts: as one file, which the kernel
 // can send. It is made when it is first asked for: most states of a busy tag nobody reads.
@@ -738,8 +742,11 @@ func (s *Store) makeWhole(ctx context.Context, t *tree, f file, name string) err
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := sweepWhole(dir, maxWhole-f.Size); err != nil {
-		return err
+	if s.unswept.Add(f.Size) > sweepWhole {
+		s.unswept.Store(0)
+		if err := dropOldest(dir, maxWhole-sweepWhole); err != nil {
+			return err
+		}
 	}
 	tmp, err := os.CreateTemp(dir, "making-")
 	if err != nil {
@@ -757,8 +764,8 @@ func (s *Store) makeWhole(ctx context.Context, t *tree, f file, name string) err
 	return os.Rename(tmp.Name(), name)
 }
 
-// sweepWhole removes the oldest files until the others have at most so many bytes.
-func sweepWhole(dir string, most int64) error {
+// dropOldest removes the oldest files until the others have at most so many bytes.
+func dropOldest(dir string, most int64) error {
 	es, err := os.ReadDir(dir)
 	if err != nil {
 		return err
