@@ -43,7 +43,7 @@ const channelColumns = "c.name, c.snapshot, s.key, c.since, c.until FROM repo_ch
 
 // channelAt reads a channel as of an event, or event.Now.
 func channelAt(tx *db.Tx, name string, at int64) (c Channel, err error) {
-	err = tx.QueryRow("SELECT "+channelColumns+" WHERE c.name = $1 AND c.since <= $2 AND (c.until = 0 OR c.until > $2)", name, at).Scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
+	err = tx.QueryRow("SELECT "+channelColumns+" WHERE c.name = $1 AND c.since <= $2 AND (c.until = 0 OR c.until > $2) ORDER BY c.since DESC LIMIT 1", name, at).Scan(&c.Name, &c.Snapshot, &c.Key, &c.Since, &c.Until)
 	if db.NoRow(err) {
 		return c, fault.NotFound("channel_unknown", "there is no channel %.100q", name).Fix("see `drover channel list`")
 	}

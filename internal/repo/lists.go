@@ -21,6 +21,9 @@ import (
 // earlier is how many states before the present one a metalink tells of.
 const earlier = 5
 
+// lookBack is how many states are looked at for those: some differ in other trees only.
+const lookBack = 50
+
 // chosen finds the channel and the tree that a list is about: those of the host's variables.
 func (s *Store) chosen(m *serving.Meter, r *http.Request, a address) (c Channel, now *tree, before []*tree, err error) {
 	choice := wire.ChoiceOf(r)
@@ -43,7 +46,7 @@ func (s *Store) chosen(m *serving.Meter, r *http.Request, a address) (c Channel,
 		if now, err = s.tree(tx, c.Snapshot, a.tree); err != nil || now == nil || choice.Snapshot != "" {
 			return err
 		}
-		ids, err := pastTrees(tx, c.Name, a.tree)
+		ids, err := pastTrees(tx, c.Name, a.tree, lookBack)
 		if err != nil {
 			return err
 		}

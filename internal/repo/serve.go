@@ -225,7 +225,7 @@ func (s *Store) lookupOld(tx *db.Tx, channel, name, path string) (w what, err er
 	if err != nil || len(ps) == 0 {
 		return w, cmp.Or(err, sql.ErrNoRows)
 	}
-	ids, err := pastTrees(tx, channel, name)
+	ids, err := pastTrees(tx, channel, name, oldStates)
 	if err != nil {
 		return w, err
 	}
@@ -243,9 +243,10 @@ func (s *Store) lookupOld(tx *db.Tx, channel, name, path string) (w what, err er
 	return w, sql.ErrNoRows
 }
 
-// pastTrees lists the trees of a channel's states, newest first; of all names for "".
-func pastTrees(tx *db.Tx, channel, name string) ([]string, error) {
-	return db.Column[string](tx, "SELECT tree FROM (SELECT t.tree, MAX(c.since) AS newest FROM repo_channel c JOIN repo_snapshot_tree t ON t.snapshot = c.snapshot WHERE c.name = $1 AND ($2 = '' OR t.name = $2) GROUP BY t.tree) AS trees ORDER BY newest DESC LIMIT "+strconv.Itoa(oldStates), channel, name)
+// pastTrees lists the trees of a channel's newest states, newest first; of all names for "".
+func pastTrees(tx *db.Tx, channel, name string, states int) ([]string, error) {
+	return db.Column[string](tx, `SELECT tree FROM (SELECT t.tree, MAX(c.since) AS newest FROM (SELECT snapshot, since FROM repo_channel WHERE name = $1 ORDER BY since DESC LIMIT `+strconv.Itoa(states)+`) AS c
+		JOIN repo_snapshot_tree t ON t.snapshot = c.snapshot WHERE $2 = '' OR t.name = $2 GROUP BY t.tree) AS trees ORDER BY newest DESC`, channel, name)
 }
 
 // Holders names the channels that have or had a package, by the sha256 of its header.
@@ -272,7 +273,7 @@ func (s *Store) Holders(ctx context.Context, header string) (out []string, err e
 }
 
 func (s *Store) held(tx *db.Tx, channel string, ps []Package) (bool, error) {
-	ids, err := pastTrees(tx, channel, "")
+	ids, err := pastTrees(tx, channel, "", oldStates)
 	if err != nil {
 		return false, err
 	}
