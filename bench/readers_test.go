@@ -41,7 +41,7 @@ while True:
 // other machines elsewhere run here with the processors' idle time: they take what the server
 // leaves.
 func BenchmarkReadersUnderPublishing(b *testing.B) {
-	const size, toggles, tags, rate = 100, 15, 12, 80
+	const size, toggles, tags, rate = 100, 15, 20, 120
 	length := 15 * time.Second
 	if os.Getenv("DROVER_LONG") != "" {
 		length = 10 * time.Minute
