@@ -35,7 +35,7 @@ while True:
 `
 
 // How it is to read while channels move 50 times a second: dnf and librepo in loops, all checksums
-// and signatures on. Each state is another set of packages, signed; 80 changes a second are made,
+// and signatures on. Each state is another set of packages, signed; 120 changes a second are made,
 // and those that come while their tag is being published go with the next one. The aim is no
 // failure in 10 minutes (DROVER_LONG=1); the short form runs for 15 seconds. Readers that are on
 // other machines elsewhere run here with the processors' idle time: they take what the server
