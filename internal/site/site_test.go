@@ -769,7 +769,7 @@ func TestMirrorWithPinnedKeys(t *testing.T) {
 		h.OK(err)
 		h.OK(os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600))
 	}
-	v, other := repotest.NewVendor(t), repotest.NewVendor(t)
+	v, also, other := repotest.NewVendor(t), repotest.NewVendor(t), repotest.NewVendor(t)
 	v.Publish(t, dir)
 	up := httptest.NewServer(http.FileServer(http.Dir(dir)))
 	t.Cleanup(up.Close)
@@ -782,7 +782,7 @@ func TestMirrorWithPinnedKeys(t *testing.T) {
 		h.OK(err)
 		return c.Snapshot
 	}
-	first := sync(other.Public + v.Public)
+	first := sync(also.Public + v.Public)
 	c := config(t, h.URL, h.Log, "base")
 	s, stop := start(t, c)
 	at(t, s, first)
