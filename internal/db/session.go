@@ -136,21 +136,21 @@ func (s *session) prepared(ctx context.Context, query string) *sql.Stmt {
 }
 
 func (s *session) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	if p := s.prepared(ctx, query); p != nil {
+	if p := s.prepared(ctx, query); p != nil { //nolint:sqlclosecheck // it is kept with the connection
 		return p.ExecContext(ctx, args...)
 	}
 	return s.conn.ExecContext(ctx, query, args...)
 }
 
 func (s *session) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	if p := s.prepared(ctx, query); p != nil {
+	if p := s.prepared(ctx, query); p != nil { //nolint:sqlclosecheck // it is kept with the connection
 		return p.QueryContext(ctx, args...)
 	}
 	return s.conn.QueryContext(ctx, query, args...)
 }
 
 func (s *session) row(ctx context.Context, query string, args ...any) *sql.Row {
-	if p := s.prepared(ctx, query); p != nil {
+	if p := s.prepared(ctx, query); p != nil { //nolint:sqlclosecheck // it is kept with the connection
 		return p.QueryRowContext(ctx, args...)
 	}
 	return s.conn.QueryRowContext(ctx, query, args...)
