@@ -125,7 +125,7 @@ func (b *Bus) embed() error {
 		}
 	}
 	if b.srv, err = server.NewServer(o); err != nil {
-		return fault.Invalid("bus_start", "the bus does not start").Wrap(err)
+		return fault.Invalid("bus_start", "the bus does not start").Wrap(err).Fix("check its address, its certificate and the keys in %s", b.cfg.Dir)
 	}
 	b.srv.SetLoggerV2(logger{b.cfg.Log}, false, false, false)
 	go b.srv.Start()

@@ -307,10 +307,15 @@ func (t *Tx) commit(ctx context.Context) error {
 	// Without the context: it must be known whether it was done.
 	_, err := t.s.exec(context.WithoutCancel(ctx), "COMMIT")
 	if err == nil {
-		t.of.put(t.s, true)
-		t.s, t.of = nil, nil
+		t.release(true)
 	}
 	return err
+}
+
+// release gives the connection to SQLite back.
+func (t *Tx) release(committed bool) {
+	t.of.put(t.s, committed)
+	t.s, t.of = nil, nil
 }
 
 // end gives up what was not committed.
@@ -319,8 +324,7 @@ func (t *Tx) end() {
 	case t.tx != nil:
 		_ = t.tx.Rollback() // after a commit it reports ErrTxDone, else the first error counts
 	case t.s != nil:
-		t.of.put(t.s, false)
-		t.s, t.of = nil, nil
+		t.release(false)
 	}
 }
 

@@ -757,18 +757,29 @@ func TestTrust(t *testing.T) {
 	at(t, s, four.Snapshot)
 }
 
+// packages is a directory with the package of hello, for an upstream.
+func packages(t *testing.T) (dir string) {
+	t.Helper()
+	_, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "1"))
+	dir = t.TempDir()
+	for _, f := range rpms {
+		b, err := os.ReadFile(f)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 // A mirror with pinned keys: the site takes those too, hosts check with them, and other keys
 // under their name are refused until somebody says so.
 func TestMirrorWithPinnedKeys(t *testing.T) {
 	t.Parallel()
 	h := centre(t)
-	_, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "1"))
-	dir := t.TempDir()
-	for _, f := range rpms {
-		b, err := os.ReadFile(f)
-		h.OK(err)
-		h.OK(os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600))
-	}
+	dir := packages(t)
 	v, also, other := repotest.NewVendor(t), repotest.NewVendor(t), repotest.NewVendor(t)
 	v.Publish(t, dir)
 	up := httptest.NewServer(http.FileServer(http.Dir(dir)))
@@ -823,13 +834,7 @@ func TestMirrorWithPinnedKeys(t *testing.T) {
 func TestMirrored(t *testing.T) {
 	t.Parallel()
 	h := centre(t)
-	_, rpms := repotest.RPMBuild(t, repotest.Spec("hello", "1"))
-	dir := t.TempDir()
-	for _, f := range rpms {
-		b, err := os.ReadFile(f)
-		h.OK(err)
-		h.OK(os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600))
-	}
+	dir := packages(t)
 	if out, err := exec.Command("createrepo_c", "-q", "--database", dir).CombinedOutput(); err != nil {
 		t.Fatalf("createrepo_c: %v\n%s", err, out)
 	}

@@ -17,6 +17,8 @@ import (
 	"drover/internal/fetch"
 	"drover/internal/repo/wire"
 	"drover/internal/rpm"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
 )
 
 const repomdFile = "repodata/repomd.xml"
@@ -143,9 +145,14 @@ func (s *Site) allowed(c *channel, st wire.State) (keys []string, err error) {
 // syncTree fetches the metadata of one tree.
 func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree) (t tree, err error) {
 	signer := wt.Signer()
+	var ring openpgp.EntityList   // the signer's, which is one of these
 	for _, k := range wt.Keys() { // what its packages are signed by, hosts ask the site for
-		if _, err := s.key(ctx, k); err != nil {
+		r, err := s.key(ctx, k)
+		if err != nil {
 			return t, err
+		}
+		if k == signer {
+			ring = r
 		}
 	}
 	for had := range c.trees() { // it did not change, or the channel went back
@@ -164,10 +171,6 @@ func (s *Site) syncTree(ctx context.Context, c *channel, id string, wt wire.Tree
 		return t, err
 	}
 	if signer != "" {
-		ring, err := s.key(ctx, signer)
-		if err != nil {
-			return t, err
-		}
 		if err := verify(c.Name, wt.Name, signer, ring, repomd, asc); err != nil {
 			return t, err
 		}

@@ -67,7 +67,7 @@ func (t *trust) file(name string) string { return filepath.Join(t.dir, url.PathE
 func (t *trust) pin(name string, text []byte) error {
 	ring, err := wire.ReadKeys(string(text))
 	if err != nil || len(ring) == 0 {
-		return fault.Invalid("site_key", "what is given for the key %s is no public key", name).Wrap(err).Fix("give the file of an armored public key, as `drover sign key export` prints it; for the keys of a mirror, several at most 50")
+		return fault.Invalid("site_key", "what is given for the key %s is no public key", name).Wrap(err).Fix("give the file of an armored public key, as `drover sign key export` prints it; a mirror's may be several, one behind the other")
 	}
 	if err := durable.WriteFile(t.file(name), text, 0o644); err != nil {
 		return err
