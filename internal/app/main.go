@@ -10,9 +10,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"drover/internal/app/agentd"
 	"drover/internal/auth"
 	"drover/internal/build"
 	"drover/internal/build/worker"
@@ -21,6 +23,8 @@ import (
 	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/fleet"
+	"drover/internal/job"
 	"drover/internal/prov"
 	"drover/internal/release"
 	"drover/internal/repo"
@@ -53,6 +57,12 @@ type line struct {
 	Doctor  doctorVerb   `cmd:"" help:"Name what this machine lacks." example:"drover doctor --dir /srv/drover"`
 	Status  statusVerb   `cmd:"" help:"What runs, what waits." example:"drover status"`
 
+	Run   job.RunVerb      `cmd:"" help:"Run a function, or after -- a command line, on hosts." example:"drover run '*' test.ping\ndrover run -G 'os:CentOS*' pkg.version openssl\ndrover run 'web*' -b 10% --failhard service.restart nginx\ndrover run web-01 -- uptime"`
+	Job   job.Verbs        `cmd:"" help:"Jobs: what ran where, and what became of it."`
+	Host  fleet.HostVerbs  `cmd:"" help:"Hosts: who is in the fleet, what they have, since when."`
+	Group fleet.GroupVerbs `cmd:"" help:"Groups of hosts."`
+	Agent agentd.Verbs     `cmd:"" help:"On a host: the agent."`
+
 	Pkg struct {
 		distgit.Verbs `embed:""`
 		Build         build.Submit `cmd:"" help:"Build a package; the same as: drover build submit." example:"drover pkg build hello --target stream-10 --follow"`
@@ -78,6 +88,7 @@ type line struct {
 	Auth     auth.Verbs             `cmd:"" help:"People, tokens and tickets."`
 	Dev      struct {
 		Teststream teststream.Verb `cmd:"" help:"Make a small RPM distribution from Debian's packages." example:"drover dev teststream /srv/teststream\ndrover dev teststream --set boot /srv/machines"`
+		Fleet      fleetVerb       `cmd:"" help:"Simulate hosts, each with a key and a connection of its own." example:"drover dev fleet 100\ndrover dev fleet 3000 --url https://drover.example:7280"`
 		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine." example:"drover dev demo --once"`
 	} `cmd:"" help:"For tests and demonstrations."`
 	Version versionVerb `cmd:"" help:"Print the version." example:"drover version"`
@@ -92,7 +103,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		fmt.Fprintln(errw, "drover:", err)
 		return 1
 	}
-	k, err := p.Parse(args)
+	k, err := p.Parse(shellOf(args))
 	if exit >= 0 {
 		return exit
 	}
@@ -119,10 +130,13 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	}
 	l.URL = base
 	if e.Client, err = client(base, token, l.CA); err == nil {
-		err = k.Run(e, &l)
+		err = k.Run(e, &l, &agentd.Env{Ctx: ctx, In: in, Out: out, Err: errw, Version: Version, Log: logger(errw, false)})
 	}
 	if err == nil {
 		return 0
+	}
+	if errors.Is(err, job.ErrPartly) {
+		return 3
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return 1
@@ -138,6 +152,24 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	}
 	fmt.Fprintf(errw, "  (%s)\n", f.Code)
 	return fault.ExitCode(err)
+}
+
+// shellOf makes one word of what follows "--" behind `drover run TARGET`: a command line of the
+// shell, which is given as it is when it is one word, and else quoted so that it stays these words.
+func shellOf(args []string) []string {
+	i := slices.Index(args, "--")
+	if i < 0 || !slices.Contains(args[:i], "run") || i == len(args)-1 {
+		return args
+	}
+	line := args[i+1]
+	if len(args) > i+2 {
+		var words []string
+		for _, w := range args[i+1:] {
+			words = append(words, cli.Quote(w))
+		}
+		line = strings.Join(words, " ")
+	}
+	return append(slices.Clone(args[:i]), "--shell="+line)
 }
 
 // parser makes the parser of the command line.
@@ -286,6 +318,7 @@ type serverVerb struct {
 	Key       string   `help:"Key file of the certificate." type:"existingfile"`
 	Name      []string `help:"A name or address that the made certificate is for. Repeatable."`
 	Import    []string `help:"Directory below which mirrors may copy from. Repeatable." type:"path"`
+	BusListen string   `help:"Address on which agents keep their connections."`
 	NoBuilder bool     `help:"Start no local builder."`
 	NoSigner  bool     `help:"Start no local signer."`
 	Debug     bool     `help:"Log more."`
@@ -303,7 +336,7 @@ func (v serverVerb) config() (c Config, err error) {
 			return c, fault.Invalid("config", "the configuration %s cannot be read", v.Config).Wrap(err).Fix("see the manual for its keys")
 		}
 	}
-	for _, f := range []struct{ from, to *string }{{&v.Dir, &c.Dir}, {&v.Listen, &c.Listen}, {&v.DB, &c.DB}, {&v.Cert, &c.Cert}, {&v.Key, &c.Key}} {
+	for _, f := range []struct{ from, to *string }{{&v.Dir, &c.Dir}, {&v.Listen, &c.Listen}, {&v.DB, &c.DB}, {&v.Cert, &c.Cert}, {&v.Key, &c.Key}, {&v.BusListen, &c.BusListen}} {
 		if *f.from != "" {
 			*f.to = *f.from
 		}

@@ -25,6 +25,8 @@ import (
 	"drover/internal/durable"
 	"drover/internal/event"
 	"drover/internal/fault"
+	"drover/internal/fleet"
+	"drover/internal/job"
 	"drover/internal/prov"
 	"drover/internal/release"
 	"drover/internal/repo"
@@ -58,6 +60,17 @@ type Config struct {
 	// Imports are directories below which mirrors may copy from. Without them mirrors copy from
 	// other servers only.
 	Imports []string `yaml:"imports"`
+	// BusListen is the address on which agents keep their connections: the one of listen with the
+	// next port when not given.
+	BusListen string `yaml:"bus_listen"`
+	// BusURL is an existing NATS cluster to use instead; `drover bus config` prints what its servers
+	// need in their configuration.
+	BusURL string `yaml:"bus_url"`
+	// BusCA is a file of a CA that the cluster's certificates are of.
+	BusCA string `yaml:"bus_ca"`
+	// BusPublic are the URLs under which agents reach the bus, when they are others than follow
+	// from bus_listen and names: tls://drover.example:7281.
+	BusPublic []string `yaml:"bus_public"`
 	// NoBuilder keeps the server from starting a builder beside itself.
 	NoBuilder bool `yaml:"no_builder"`
 	// NoSigner keeps the server from starting a signer beside itself.
@@ -78,6 +91,8 @@ type Server struct {
 	Repo    *repo.Store
 	Mirrors *mirrors.Store
 	Prov    *prov.Store
+	Fleet   *fleet.Store
+	Jobs    *job.Store
 	Web     *web.Server
 	URL     string   // where it is served
 	CA      string   // file of the CA that its certificate is of, or ""
@@ -86,6 +101,7 @@ type Server struct {
 
 	lock     *os.File // of the data directory
 	listener net.Listener
+	cert     *tls.Certificate // nil without TLS
 	http     *http.Server
 	stop     context.CancelFunc
 	loops    sync.WaitGroup
@@ -93,7 +109,7 @@ type Server struct {
 
 // schemas is every owner's tables, leaves first.
 func schemas() []db.Schema {
-	return []db.Schema{event.Schema(), auth.Schema(), distgit.Schema(), build.Schema(), release.Schema(), sign.Schema(), repo.Schema(), prov.Schema()}
+	return []db.Schema{event.Schema(), auth.Schema(), distgit.Schema(), build.Schema(), release.Schema(), sign.Schema(), repo.Schema(), prov.Schema(), fleet.Schema(), job.Schema()}
 }
 
 // NewServer opens everything and serves; version and log come from the command line.
@@ -129,12 +145,20 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 		return s, err
 	}
 	s.Prov = prov.New(prov.Config{DB: s.DB, Builds: s.Build, Git: s.Git, Repo: s.Repo, Sign: s.Sign, Log: log})
-	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Auth.Request})
+	if s.Fleet, err = fleet.New(ctx, fleet.Config{DB: s.DB, Dir: filepath.Join(s.Config.Dir, "fleet"), Log: log, Version: version}); err != nil {
+		return s, err
+	}
+	s.Jobs = job.New(job.Config{DB: s.DB, Fleet: s.Fleet, Blobs: s.Blobs, Log: log})
+	s.Jobs.Listen()
+	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Fleet.Authenticate(s.Auth.Request)})
 	s.routes()
 	if err := s.firstToken(ctx); err != nil {
 		return s, err
 	}
-	return s, s.listen(ctx)
+	if err := s.listen(ctx); err != nil {
+		return s, err
+	}
+	return s, s.openBus(ctx)
 }
 
 // alone makes sure that no other server works in the directory. The kernel lets go of the
@@ -216,6 +240,8 @@ func (s *Server) routes() {
 	s.Web.Menu("Snapshots", "/snapshots")
 	s.Web.Menu("Lines", "/lines")
 	s.Web.Menu("Search", "/search")
+	s.Web.Menu("Fleet", "/fleet")
+	s.Web.Menu("Jobs", "/jobs")
 	s.Web.Menu("Events", "/events")
 	s.Auth.Routes(s.Web)
 	event.Routes(s.Web, s.DB, auth.Need)
@@ -227,6 +253,11 @@ func (s *Server) routes() {
 	s.Sign.Routes(s.Web)
 	routes.Add(s.Web, s.Repo, s.Mirrors)
 	s.Prov.Routes(s.Web)
+	s.Fleet.Routes(s.Web, func(ctx context.Context, host string) (any, error) {
+		return s.Jobs.List(ctx, job.Filter{Host: host, Limit: 12})
+	})
+	s.Fleet.Gauges(s.Web)
+	s.Jobs.Routes(s.Web)
 	s.auditBlobs()
 	s.overview()
 }
@@ -262,6 +293,7 @@ func (s *Server) listen(ctx context.Context) error {
 		host = name
 	}
 	s.URL = "https://" + net.JoinHostPort(host, port)
+	s.cert = &cert
 	s.listener = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 	return nil
 }
@@ -296,6 +328,8 @@ func (s *Server) Run(ctx context.Context) error {
 	loop("mirrors", s.Mirrors.Run)
 	loop("attestations", s.Prov.Run)
 	loop("uploads", s.sweepUploads)
+	loop("jobs", s.Jobs.Run)
+	loop("hosts", s.Fleet.Run)
 	children, err := s.children(lctx)
 	if err != nil {
 		return err
@@ -335,6 +369,9 @@ func (s *Server) sweepUploads(ctx context.Context) error {
 func (s *Server) Close() {
 	if s.listener != nil {
 		_ = s.listener.Close()
+	}
+	if s.Fleet != nil {
+		s.Fleet.CloseBus()
 	}
 	if s.DB != nil {
 		if err := s.DB.Close(); err != nil {

@@ -19,6 +19,7 @@ const (
 	Person  Kind = "person"
 	Builder Kind = "builder"
 	Signer  Kind = "signer"
+	Agent   Kind = "agent"  // on a host
 	System  Kind = "system" // drover's own loops
 	Nobody  Kind = ""       // no credentials were given
 )
@@ -66,15 +67,17 @@ func From(ctx context.Context) Actor {
 //nolint:gochecknoglobals // a constant table
 var roleRights = map[string][]string{
 	"admin":    {"*"},
-	"releaser": {"pkg.*", "build.*", "tag.*", "repo.*", "audit.verify"},
-	"packager": {"pkg.create", "pkg.push", "pkg.upload", "build.submit", "audit.verify"},
-	"viewer":   {"audit.verify"},
+	"operator": {"host.*", "job.*", "audit.verify"},
+	"releaser": {"pkg.*", "build.*", "tag.*", "repo.*", "host.read", "audit.verify"},
+	"packager": {"pkg.create", "pkg.push", "pkg.upload", "build.submit", "host.read", "audit.verify"},
+	"viewer":   {"host.read", "audit.verify"},
 	"builder":  {"work.build"},
 	"signer":   {"work.sign"},
+	"agent":    {"work.agent"},
 }
 
 // Roles are the roles that a person can have.
-func Roles() []string { return []string{"admin", "releaser", "packager", "viewer"} }
+func Roles() []string { return []string{"admin", "operator", "releaser", "packager", "viewer"} }
 
 // May tells whether a may do right on subject. A scope is a right, or a right and a
 // pattern of subjects: "pkg.push", "pkg.push:rpms/kernel*", "build.*".
@@ -82,7 +85,7 @@ func (a Actor) May(right, subject string) bool {
 	if a.Kind == System {
 		return true
 	}
-	if strings.HasPrefix(right, "work.") && a.Kind != Builder && a.Kind != Signer {
+	if strings.HasPrefix(right, "work.") && a.Kind != Builder && a.Kind != Signer && a.Kind != Agent {
 		return false // the rights of machines: no person stands in for one
 	}
 	match := func(pattern string) bool {

@@ -57,7 +57,7 @@ func (personList) Run(e *cli.Env) error {
 
 type personSet struct {
 	Name string `arg:"" help:"Name of the person."`
-	Role string `required:"" enum:"admin,releaser,packager,viewer" help:"One of admin, releaser, packager, viewer."`
+	Role string `required:"" enum:"admin,operator,releaser,packager,viewer" help:"One of admin, operator, releaser, packager, viewer."`
 	Note string `help:"A remark, such as the full name."`
 }
 

@@ -38,11 +38,11 @@ func checkName(name string) error {
 	return nil
 }
 
-// newSecret makes a secret of 160 random bits with a prefix that tells what it is. It is
+// NewSecret makes a secret of 160 random bits with a prefix that tells what it is. It is
 // stored only as its sha256: there is nothing in it to guess, so no slow hash is needed. It
 // is looked up by that digest, so what a stranger could measure is how far the digest of his
 // guess agrees with a stored one, and he can steer no digest.
-func newSecret(prefix string) (secret string, hash []byte) {
+func NewSecret(prefix string) (secret string, hash []byte) {
 	b := make([]byte, 20)
 	_, _ = rand.Read(b) // never fails, crypto/rand
 	secret = prefix + strings.ToLower(base32.StdEncoding.EncodeToString(b))
@@ -190,7 +190,7 @@ func (s *Store) NewToken(ctx context.Context, owner, label string, scopes []stri
 }
 
 func newToken(tx *db.Tx, owner string, kind Kind, label string, scopes []string, ttl time.Duration) (TokenInfo, error) {
-	secret, hash := newSecret("drv_")
+	secret, hash := NewSecret("drv_")
 	if scopes == nil {
 		scopes = []string{}
 	}
@@ -336,7 +336,7 @@ func (s *Store) NewTicket(ctx context.Context, kind Kind, name string, ttl time.
 	if ttl <= 0 || ttl > 30*24*time.Hour {
 		return "", fault.Invalid("ticket_ttl", "a ticket lives up to 30 days, not %s", ttl)
 	}
-	secret, hash := newSecret("drt_")
+	secret, hash := NewSecret("drt_")
 	err := s.db.Write(ctx, func(tx *db.Tx) error {
 		id, err := tx.NextID("auth_ticket")
 		if err != nil {

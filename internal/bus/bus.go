@@ -225,6 +225,20 @@ func (b *Bus) tell(ctx context.Context) error {
 	return nil
 }
 
+// Gone has fn called when the connection of an agent has ended, with its public key and the name
+// of the connection: SERVER/NUMBER, as the agent's own client library knows it.
+func (b *Bus) Gone(fn func(key, conn string)) error {
+	_, err := b.sys.Subscribe(fmt.Sprintf("$SYS.ACCOUNT.%s.DISCONNECT", public(b.keys.fleet)), func(m *nats.Msg) {
+		var e server.DisconnectEventMsg
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			b.cfg.Log.Error("the bus tells of the end of a connection in a way that is not known", "err", err)
+			return
+		}
+		fn(e.Client.User, fmt.Sprintf("%s/%d", e.Server.ID, e.Client.ID))
+	})
+	return err
+}
+
 // Close ends the connections, and the server that is embedded.
 func (b *Bus) Close() {
 	for _, c := range []*nats.Conn{b.Conn, b.sys} {
