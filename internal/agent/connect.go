@@ -23,6 +23,7 @@ const (
 	connectWait = 30 * time.Second
 	welcomeWait = 10 * time.Second
 	pingEvery   = 60 * time.Second
+	renewAfter  = 8 * time.Hour // the token holds for a day
 )
 
 // listen connects to the bus and takes commands until the connection is given up or ctx ends. A
@@ -110,6 +111,9 @@ func (a *Agent) listen(ctx context.Context) error {
 			poke(a.report)
 			alive.Reset(a.aliveEvery())
 		case <-alive.C:
+			if a.stale() { // a new hello gets a new token
+				poke(hello)
+			}
 			a.alive()
 			a.resend(false)
 			alive.Reset(a.aliveEvery())
@@ -122,6 +126,13 @@ func poke(ch chan struct{}) {
 	case ch <- struct{}{}:
 	default:
 	}
+}
+
+// stale tells whether the welcome is so old that its token is about to end.
+func (a *Agent) stale() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.when) > renewAfter
 }
 
 func (a *Agent) refusedWhy() string {

@@ -135,8 +135,11 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, job.ErrPartly) {
+	switch { // these have said what there is to say
+	case errors.Is(err, job.ErrPartly):
 		return 3
+	case errors.Is(err, job.ErrFailed):
+		return 1
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return 1

@@ -349,10 +349,10 @@ func (s *Store) apply(tx *db.Tx, f *filing, fresh map[item]int64, rows map[strin
 			ended[n] = true
 		}
 	}
-	gone := map[string]int64{}
+	gone := map[string]map[string]int64{}
 	for n := range ended {
 		if have[n] && !want[n] {
-			gone[strconv.Itoa(len(gone))] = n
+			gone[strconv.Itoa(len(gone))] = map[string]int64{"i": n}
 		}
 	}
 	if len(gone) > 0 {
@@ -360,7 +360,7 @@ func (s *Store) apply(tx *db.Tx, f *filing, fresh map[item]int64, rows map[strin
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec("UPDATE fleet_has SET until = $1 WHERE host = $2 AND until = 0 AND item IN (SELECT CAST(value AS BIGINT) FROM json_each($3))", tx.Now(), f.host, string(text)); err != nil {
+		if _, err := tx.Exec("UPDATE fleet_has SET until = $1 WHERE host = $2 AND until = 0 AND item IN (SELECT CAST(value->>'i' AS BIGINT) FROM json_each($3))", tx.Now(), f.host, string(text)); err != nil {
 			return err
 		}
 	}

@@ -197,7 +197,7 @@ func base(key string) string {
 // byItem finds the hosts that have something of a kind with a key, or an element of a list with it,
 // whose value is what the leaf asks for. The values are compared here, the hosts found by number.
 func (s *Store) byItem(ctx context.Context, kind, key string, l *selector.Leaf) (out selector.Set, err error) {
-	rows := map[string]int64{}
+	rows := map[string]map[string]int64{}
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
 		return s.itemHosts(tx, kind, key, rows, &out, func(value string) bool {
 			if kind == kindPackage {
@@ -209,7 +209,7 @@ func (s *Store) byItem(ctx context.Context, kind, key string, l *selector.Leaf) 
 	return out, err
 }
 
-func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]int64, out *selector.Set, match func(string) bool) error {
+func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]map[string]int64, out *selector.Set, match func(string) bool) error {
 	err := tx.Each(func(scan func(...any) error) error {
 		var id int64
 		var k, v string
@@ -217,7 +217,7 @@ func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]int64, ou
 			return err
 		}
 		if (k == key || base(k) == key) && match(v) {
-			rows[strconv.Itoa(len(rows))] = id
+			rows[strconv.Itoa(len(rows))] = map[string]int64{"i": id}
 		}
 		return nil
 	}, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND base IN ($2, $3)", kind, key, base(key))
@@ -233,7 +233,7 @@ func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]int64, ou
 		err := scan(&id)
 		out.Add(id)
 		return err
-	}, "SELECT h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value AS BIGINT) WHERE h.until = 0", string(text))
+	}, "SELECT h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value->>'i' AS BIGINT) WHERE h.until = 0", string(text))
 }
 
 func (s *Store) bySubnet(ctx context.Context, l *selector.Leaf) (out selector.Set, err error) {
@@ -242,7 +242,7 @@ func (s *Store) bySubnet(ctx context.Context, l *selector.Leaf) (out selector.Se
 		key = "ipv6"
 	}
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		return s.itemHosts(tx, wire.KindFact, key, map[string]int64{}, &out, func(v string) bool {
+		return s.itemHosts(tx, wire.KindFact, key, map[string]map[string]int64{}, &out, func(v string) bool {
 			a, err := netip.ParseAddr(v)
 			return err == nil && l.Prefix.Contains(a)
 		})

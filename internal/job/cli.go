@@ -149,27 +149,33 @@ func follow(ctx context.Context, e *cli.Env, j Job, out string, static, shell, s
 	if late {
 		e.Say("job %s goes on: drover job show %[1]s, drover job stop %[1]s", j.ID)
 	}
-	return verdictError(j, all)
+	return verdictError(all)
 }
 
-// ErrPartly says that it went well on some hosts only: exit code 3.
-var ErrPartly = errors.New("partly failed")
+// Errors that say nothing more than what was printed already.
+var (
+	ErrPartly = errors.New("it went well on some hosts only") // exit code 3
+	ErrFailed = errors.New("it went well on no host")         // exit code 1
+)
 
 // verdictError is the error of a job that did not go well everywhere.
-func verdictError(j Job, all []Verdict) error {
-	good := 0
+func verdictError(all []Verdict) error {
+	good, open := 0, 0
 	for _, v := range all {
-		if v.State == wire.Answered {
+		switch {
+		case v.State == wire.Answered:
 			good++
+		case !final(v.State):
+			open++
 		}
 	}
 	switch {
-	case good == len(all) && good == j.Total:
+	case good == len(all):
 		return nil
-	case good > 0:
+	case good > 0 || open > 0:
 		return ErrPartly
 	}
-	return fault.Unavailable("job_failed", "the job %s went well on no host", j.ID).Fix("see `drover job show %s`", j.ID)
+	return ErrFailed
 }
 
 // Summary says how many hosts had which verdict.

@@ -285,36 +285,27 @@ func (s *Store) begin(r *run, n int) {
 	s.command(r, tell)
 }
 
-// command tells hosts what to do. Those that know it already say how far they are. Signing is most of
-// the work, so it is spread over the processors.
+// command tells hosts what to do. Those that know it already say how far they are.
 func (s *Store) command(r *run, to []fleet.Member) {
-	now := s.db.Now()
-	one := func(m fleet.Member) {
-		c := wire.Command{Job: r.job.ID, Host: m.Word, Instance: m.Instance, Fun: r.job.Spec.Fun, Arg: r.arg, Kwarg: r.kwarg, Issued: now, Expires: now + beginWithin.Microseconds(),
-			Timeout: r.job.Spec.Timeout, Author: r.job.Author, Test: r.job.Spec.Test}
-		b, err := fleetwire.Seal(s.fleet.Key(), fleetwire.ForCommand, c)
-		if err == nil {
-			err = s.fleet.Say(m.Word, "run", b)
-		}
-		if err != nil {
-			s.log.Warn("a command was not sent; it is sent again", "job", r.job.ID, "host", m.Name, "err", err)
-		}
-	}
-	if len(to) < 32 {
-		for _, m := range to {
-			one(m)
-		}
+	if len(to) == 0 {
 		return
 	}
-	var wg sync.WaitGroup
-	for part := range slices.Chunk(to, (len(to)+3)/4) {
-		wg.Go(func() {
-			for _, m := range part {
-				one(m)
-			}
-		})
+	now := s.db.Now()
+	bodies := make([][]byte, len(to))
+	for i, m := range to {
+		b, err := json.Marshal(wire.Command{Job: r.job.ID, Host: m.Word, Instance: m.Instance, Fun: r.job.Spec.Fun, Arg: r.arg, Kwarg: r.kwarg, Issued: now, Expires: now + beginWithin.Microseconds(),
+			Timeout: r.job.Spec.Timeout, Author: r.job.Author, Test: r.job.Spec.Test})
+		if err != nil {
+			s.log.Error("a command cannot be written", "job", r.job.ID, "err", err)
+			return
+		}
+		bodies[i] = b
 	}
-	wg.Wait()
+	for i, b := range fleetwire.SealAll(s.fleet.Key(), fleetwire.ForCommand, bodies) {
+		if err := s.fleet.Say(to[i].Word, "run", b); err != nil {
+			s.log.Warn("a command was not sent; it is sent again", "job", r.job.ID, "host", to[i].Name, "err", err)
+		}
+	}
 }
 
 func (s *Store) nudge() {

@@ -5,10 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"regexp"
-	"strings"
-
-	"drover/internal/fault"
 )
 
 // Capability is what this program can do, as a number. Server and agent tell each other theirs,
@@ -31,28 +27,6 @@ const (
 
 // MaxMessage is the most that a message over the bus has, in bytes.
 const MaxMessage = 64 << 10
-
-// Seal signs v, as JSON, for a purpose: 64 bytes of an Ed25519 signature, then the JSON.
-func Seal(key ed25519.PrivateKey, purpose string, v any) ([]byte, error) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
-	return append(ed25519.Sign(key, append([]byte(purpose+"\n"), body...)), body...), nil
-}
-
-// Open checks who signed a message and what for, and reads it.
-func Open(key ed25519.PublicKey, purpose string, b []byte, v any) error {
-	if len(b) <= ed25519.SignatureSize || len(key) != ed25519.PublicKeySize ||
-		!ed25519.Verify(key, append([]byte(purpose+"\n"), b[ed25519.SignatureSize:]...), b[:ed25519.SignatureSize]) {
-		return fault.Denied("signature_bad", "a message for %s is not signed by this server", purpose).
-			Fix("if the server was made anew, enrol this host again")
-	}
-	if err := json.Unmarshal(b[ed25519.SignatureSize:], v); err != nil {
-		return fault.Invalid("message_bad", "a message for %s cannot be read", purpose).Wrap(err)
-	}
-	return nil
-}
 
 // Pin is a public key as people compare it: "SHA256:" and the digest, as ssh shows keys.
 func Pin(key ed25519.PublicKey) string {
@@ -179,9 +153,3 @@ const (
 	MaxPackages = 30_000
 	MaxReport   = 16 << 20 // bytes of JSON
 )
-
-// Word makes a name of a host a word of a subject: what is no letter, digit, dash or underscore
-// becomes a dash.
-func Word(name string) string { return reNoWord.ReplaceAllString(strings.ToLower(name), "-") }
-
-var reNoWord = regexp.MustCompile(`[^a-z0-9_-]`)
