@@ -19,7 +19,11 @@ import (
 	"time"
 
 	"drover/internal/app"
+	fleetwire "drover/internal/fleet/wire"
 	"drover/internal/web"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 )
 
 // entry is an entry point of the server and who may use it. Everybody else is refused with
@@ -36,6 +40,7 @@ type entry struct {
 func entries() []entry {
 	const sum = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	const packs, edits = "admin releaser packager", "admin releaser"
+	const reads, runs = "admin operator releaser packager viewer", "admin operator"
 	return []entry{
 		// What everybody may read.
 		{"GET /{$}", "all", "/", "", ""},
@@ -109,10 +114,49 @@ func entries() []entry {
 		{"POST /git/{ns}/{name}/git-upload-pack", "all", "/git/rpms/hello/git-upload-pack", "0000", "application/x-git-upload-pack-request"},
 		{"POST /api/v1/join", "all", "/api/v1/join", `{"ticket":"drt_guess"}`, ""},
 
+		// Hosts and jobs: not for everybody.
+		{"GET /fleet", reads, "/fleet", "", ""},
+		{"GET /fleet/pending", reads, "/fleet/pending", "", ""},
+		{"GET /fleet/{name}", reads, "/fleet/web-01", "", ""},
+		{"GET /api/v1/hosts", reads, "/api/v1/hosts", "", ""},
+		{"POST /api/v1/hosts/select", reads, "/api/v1/hosts/select", `{"target":"fact.os == 'x'"}`, ""},
+		{"GET /api/v1/hosts/{name}", reads, "/api/v1/hosts/web-01", "", ""},
+		{"GET /api/v1/hosts/{name}/facts", reads, "/api/v1/hosts/web-01/facts", "", ""},
+		{"GET /api/v1/hosts/{name}/presence", reads, "/api/v1/hosts/web-01/presence", "", ""},
+		{"GET /api/v1/facts/{kind}/{key}", reads, "/api/v1/facts/fact/os", "", ""},
+		{"PUT /api/v1/hosts/{name}/labels", runs, "/api/v1/hosts/web-01/labels", `{"role":"web"}`, ""},
+		{"POST /api/v1/hosts/{name}/accept", runs, "/api/v1/hosts/nope/accept", "", ""},
+		{"POST /api/v1/hosts/{name}/revoke", runs, "/api/v1/hosts/nope/revoke", `{}`, ""},
+		{"DELETE /api/v1/hosts/{name}", runs, "/api/v1/hosts/nope", "", ""},
+		{"POST /api/v1/hosts/tickets", runs, "/api/v1/hosts/tickets", `{"host":"evil"}`, ""},
+		{"GET /api/v1/hosts/pin", "all", "/api/v1/hosts/pin", "", ""},
+		{"GET /api/v1/groups", reads, "/api/v1/groups", "", ""},
+		{"PUT /api/v1/groups/{name}", runs, "/api/v1/groups/web", `{"target":"web*"}`, ""},
+		{"GET /api/v1/agent/trust", "all", "/api/v1/agent/trust", "", ""},
+		{"POST /api/v1/agent/enrol", "all", "/api/v1/agent/enrol", `{"name":"evil","key":"UX","cap":1,"nonce":"aaaaaaaaaaaaaaaaaaaa"}`, ""},
+		{"POST /api/v1/agent/mine", "agent", "/api/v1/agent/mine", `{"target":"*","fun":"x"}`, ""},
+		{"POST /api/v1/agent/report", "agent", "/api/v1/agent/report", `{"base":"","digest":"x"}`, "application/json"},
+		{"PUT /api/v1/agent/results/{id}", "agent", "/api/v1/agent/results/20261128101010000001", `{}`, "application/json"},
+		{"GET /jobs", reads, "/jobs", "", ""},
+		{"GET /jobs/{id}", reads, "/jobs/20261128101010000001", "", ""},
+		{"POST /api/v1/jobs", runs, "/api/v1/jobs", `{"target":"web-01","fun":"cmd.run","args":["id"]}`, ""},
+		{"GET /api/v1/jobs", reads, "/api/v1/jobs", "", ""},
+		{"GET /api/v1/jobs/{id}", reads, "/api/v1/jobs/20261128101010000001", "", ""},
+		{"GET /api/v1/jobs/{id}/follow", reads, "/api/v1/jobs/20261128101010000001/follow", "", ""},
+		{"GET /api/v1/jobs/{id}/wait", reads, "/api/v1/jobs/20261128101010000001/wait?seen=x", "", ""},
+		{"GET /api/v1/jobs/{id}/output/{host}", reads, "/api/v1/jobs/20261128101010000001/output/web-01", "", ""},
+		{"POST /api/v1/jobs/{id}/stop", "", "/api/v1/jobs/20261128101010000001/stop", `{}`, ""},
+		{"POST /api/v1/jobs/{id}/approve", "", "/api/v1/jobs/20261128101010000001/approve", "", ""},
+		{"POST /api/v1/jobs/{id}/reject", "", "/api/v1/jobs/20261128101010000001/reject", `{}`, ""},
+		{"GET /api/v1/job-rules", runs, "/api/v1/job-rules", "", ""},
+		{"POST /api/v1/job-rules", "admin", "/api/v1/job-rules", `{"who":"eve","effect":"allow","target":"*","fun":"*"}`, ""},
+		{"DELETE /api/v1/job-rules/{id}", "admin", "/api/v1/job-rules/99", "", ""},
+		{"GET /api/v1/stream", reads, "/api/v1/stream", "", ""},
+
 		// People, tokens, tickets.
 		{"GET /api/v1/people", "admin", "/api/v1/people", "", ""},
 		{"PUT /api/v1/people/{name}", "admin", "/api/v1/people/eve", `{"role":"admin"}`, ""},
-		{"GET /api/v1/tokens", "admin releaser packager viewer", "/api/v1/tokens", "", ""},
+		{"GET /api/v1/tokens", "admin operator releaser packager viewer", "/api/v1/tokens", "", ""},
 		{"POST /api/v1/tokens", "admin", "/api/v1/tokens", `{"owner":"admin"}`, ""},
 		{"DELETE /api/v1/tokens/{id}", "admin", "/api/v1/tokens/1", "", ""},
 		{"POST /api/v1/tickets", "admin", "/api/v1/tickets", `{"kind":"builder","name":"evil"}`, ""},
@@ -153,8 +197,8 @@ func entries() []entry {
 		{"DELETE /api/v1/mirrors/{name}", edits, "/api/v1/mirrors/evil", "", ""},
 		{"POST /api/v1/mirrors/{name}/sync", edits, "/api/v1/mirrors/dead/sync", "", ""},
 		{"POST /api/v1/keys", "admin", "/api/v1/keys", `{"name":"evil","algo":"ed25519","purpose":"rpm","tags":["*"]}`, ""},
-		{"POST /api/v1/audit/verify", "admin releaser packager viewer", "/api/v1/audit/verify", `{}`, ""},
-		{"POST /api/v1/blobs/scrub", "admin releaser packager viewer", "/api/v1/blobs/scrub", "", ""},
+		{"POST /api/v1/audit/verify", "admin operator releaser packager viewer", "/api/v1/audit/verify", `{}`, ""},
+		{"POST /api/v1/blobs/scrub", "admin operator releaser packager viewer", "/api/v1/blobs/scrub", "", ""},
 
 		// What builders and signers say.
 		{"POST /api/v1/builder/poll", "builder", "/api/v1/builder/poll", `{}`, ""},
@@ -213,7 +257,7 @@ func newTarget(t *testing.T) *target {
 		}
 	}
 	type m = map[string]any
-	for _, role := range []string{"admin", "releaser", "packager", "viewer"} {
+	for _, role := range []string{"admin", "operator", "releaser", "packager", "viewer"} {
 		var tok struct{ Secret string }
 		call("PUT", "/api/v1/people/"+role+"1", m{"role": role}, nil)
 		call("POST", "/api/v1/tokens", m{"owner": role + "1"}, &tok)
@@ -226,6 +270,7 @@ func newTarget(t *testing.T) *target {
 		call("POST", "/api/v1/join", m{"ticket": ticket.Ticket}, &tok)
 		g.tokens[kind] = tok.Secret
 	}
+	g.tokens["agent"] = agentToken(t, c, "web-01")
 	call("POST", "/api/v1/repos", m{"name": "rpms/hello"}, nil)
 	call("PUT", "/api/v1/tags/demo", m{"name": "demo", "arches": []string{"x86_64"}}, nil)
 	call("PUT", "/api/v1/targets/demo", m{"build_tag": "demo", "dest_tag": "demo"}, nil)
@@ -248,6 +293,60 @@ func newTarget(t *testing.T) *target {
 	}
 	g.vars = strings.NewReplacer("$SNAPSHOT", snaps[0].ID)
 	return g
+}
+
+// agentToken has a host enrol and say hello, and returns the token that it is welcomed with.
+func agentToken(t *testing.T, c *web.Client, name string) string {
+	t.Helper()
+	var tickets struct{ Tickets []string }
+	if err := c.Call(t.Context(), "POST", "/api/v1/hosts/tickets", map[string]any{"host": name}, &tickets); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := fleetwire.Enrol{Name: name, Key: pub, Ticket: tickets.Tickets[0], Cap: fleetwire.Capability, Nonce: strings.Repeat("n", 20)}
+	if e.Sig, err = pair.Sign(e.Signed()); err != nil {
+		t.Fatal(err)
+	}
+	var sealed struct{ Sealed []byte }
+	var ad fleetwire.Admission
+	if err := c.Call(t.Context(), "POST", "/api/v1/agent/enrol", e, &sealed); err != nil {
+		t.Fatal(err)
+	}
+	if err := fleetwire.Peek(sealed.Sealed, &ad); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(ad.Bus[0], nats.UserJWT(func() (string, error) { return ad.JWT, nil }, pair.Sign))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	sub, err := nc.SubscribeSync("to." + ad.ID + ".welcome")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(fleetwire.Hello{Nonce: "nonce-1", Instance: "instance-1", Cap: fleetwire.Capability, Conn: "x/1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Publish("from."+ad.ID+".hello", b); err != nil {
+		t.Fatal(err)
+	}
+	m, err := sub.NextMsg(10 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w fleetwire.Welcome
+	if err := fleetwire.Peek(m.Data, &w); err != nil || w.Token == "" {
+		t.Fatalf("%+v, %v", w, err)
+	}
+	return w.Token
 }
 
 // answer is what came back.
@@ -337,7 +436,7 @@ var rePart = regexp.MustCompile(`\{[^}$]+\}`)
 func TestAttacks(t *testing.T) {
 	g := newTarget(t)
 	begin := g.state(t)
-	roles := []string{"nobody", "viewer", "packager", "releaser", "admin", "builder", "signer"}
+	roles := []string{"nobody", "viewer", "packager", "releaser", "operator", "admin", "builder", "signer", "agent"}
 	hostile := []string{"..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "x%0d%0aX-Evil:%201", strings.Repeat("a", 5000), "%ff%fe", "'%20OR%201=1--", "%3Cscript%3E", "-1", "%25s%25n"}
 	for _, e := range entries() {
 		method, pattern, _ := strings.Cut(e.pattern, " ")
@@ -347,7 +446,7 @@ func TestAttacks(t *testing.T) {
 			kind = "application/json"
 		}
 		allowed, strongest := strings.Fields(e.who), "admin"
-		if e.who == "builder" || e.who == "signer" {
+		if e.who == "builder" || e.who == "signer" || e.who == "agent" {
 			strongest = e.who
 		}
 		writes := method != "GET"
@@ -358,6 +457,9 @@ func TestAttacks(t *testing.T) {
 				continue
 			}
 			want := http.StatusForbidden
+			if e.who == "" && role != "nobody" { // about a thing that is not there
+				continue
+			}
 			if role == "nobody" {
 				want = http.StatusUnauthorized
 			}
@@ -410,7 +512,7 @@ func TestAttacks(t *testing.T) {
 				}
 				at, _, _ := strings.Cut(path, "?")
 				a := g.send(t, strongest, method, at+q, "", nil)
-				if a.status >= 500 || a.cut {
+				if a.status >= 500 || a.cut && e.pattern != "GET /api/v1/stream" {
 					t.Errorf("%s with %.50s: %d %v %.200s", e.pattern, evil, a.status, a.cut, a.body)
 				}
 				g.plain(t, e.pattern+" with "+evil[:min(50, len(evil))], a)

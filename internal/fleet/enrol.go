@@ -70,7 +70,7 @@ func (s *Store) NewTickets(ctx context.Context, t Ticket) ([]string, error) {
 		out = nil
 		for i := range int64(t.Count) {
 			secret, hash := auth.NewSecret("dre_")
-			if _, err := tx.Exec("INSERT INTO fleet_ticket (id, hash, host, mac, serial, labels, created, expires, used, author) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9)",
+			if _, err := tx.Exec("INSERT INTO fleet_ticket (id, hash, host, mac, serial_no, labels, created, expires, used, author) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9)",
 				id+i, hash, t.Host, t.MAC, t.Serial, string(labels), tx.Now(), tx.Now()+t.TTL*1e6, tx.Actor()); err != nil {
 				return err
 			}
@@ -201,11 +201,11 @@ func (s *Store) admit(tx *db.Tx, e wire.Enrol) (id int64, state, why string, rep
 		if id, err = tx.NextID("fleet_host"); err != nil {
 			return 0, "", "", nil, err
 		}
-		_, err = tx.Exec(`INSERT INTO fleet_host (id, name, key, state, why, machine, serial, macs, version, cap, created, changed, event, online, online_since, seen, boot, inventory, reported)
+		_, err = tx.Exec(`INSERT INTO fleet_host (id, name, key, state, why, machine, serial_no, macs, version, cap, created, changed, event, online, online_since, seen, boot, inventory, reported)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, 0, $11, $11, '', '', 0)`,
 			id, e.Name, e.Key, state, why, e.Machine, e.Serial, string(macs), e.Version, e.Cap, tx.Now(), ev)
 	case err == nil:
-		_, err = tx.Exec("UPDATE fleet_host SET name = $1, state = $2, why = $3, machine = $4, serial = $5, macs = $6, version = $7, cap = $8, changed = $9, event = $10 WHERE id = $11",
+		_, err = tx.Exec("UPDATE fleet_host SET name = $1, state = $2, why = $3, machine = $4, serial_no = $5, macs = $6, version = $7, cap = $8, changed = $9, event = $10 WHERE id = $11",
 			e.Name, state, why, e.Machine, e.Serial, string(macs), e.Version, e.Cap, tx.Now(), ev, id)
 	}
 	if err == nil && len(labels) > 0 {
@@ -219,7 +219,7 @@ func (s *Store) useTicket(tx *db.Tx, e wire.Enrol) (id int64, labels map[string]
 	h := sha256.Sum256([]byte(e.Ticket))
 	var expires, used int64
 	var host, mac, serial, text string
-	err = tx.QueryRow("SELECT id, host, mac, serial, labels, expires, used FROM fleet_ticket WHERE hash = $1", h[:]).Scan(&id, &host, &mac, &serial, &text, &expires, &used)
+	err = tx.QueryRow("SELECT id, host, mac, serial_no, labels, expires, used FROM fleet_ticket WHERE hash = $1", h[:]).Scan(&id, &host, &mac, &serial, &text, &expires, &used)
 	why := ""
 	switch matched, _ := path.Match(host, e.Name); {
 	case db.NoRow(err):

@@ -211,7 +211,7 @@ func checkHost(name string) error {
 	return nil
 }
 
-const hostColumns = "id, name, key, state, why, machine, serial, macs, version, cap, created, event, online, online_since, seen, boot, reported"
+const hostColumns = "id, name, key, state, why, machine, serial_no, macs, version, cap, created, event, online, online_since, seen, boot, reported"
 
 func scanHost(scan func(...any) error) (h Host, id int64, err error) {
 	var macs string

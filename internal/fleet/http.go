@@ -5,6 +5,7 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"html/template"
 	"io"
 	"net/http"
 	"slices"
@@ -161,7 +162,7 @@ func (s *Store) agentRoutes(srv *web.Server) {
 			b, err := s.Trust()
 			return Sealed{b}, err
 		})
-	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/agent/enrol", ID: "agent-enrol", Summary: "Ask to be let in, with a ticket or for approval", Tag: tag, MaxBody: 32 << 10},
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/agent/enrol", ID: "agent-enrol", Summary: "Ask to be let in, with a ticket or for approval", Tag: tag},
 		func(ctx context.Context, in *struct{ Body wire.Enrol }) (Sealed, error) {
 			b, err := s.Enrol(ctx, in.Body)
 			return Sealed{b}, err
@@ -182,6 +183,9 @@ func (s *Store) agentRoutes(srv *web.Server) {
 	srv.HandleFunc("POST /api/v1/agent/report", func(w http.ResponseWriter, r *http.Request) error {
 		if err := auth.Need(r.Context(), "work.agent", auth.From(r.Context()).Name); err != nil {
 			return err
+		}
+		if kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); kind != "application/json" {
+			return fault.Invalid("media_type", "a report is JSON, not %.60q", kind).Fix("send Content-Type: application/json")
 		}
 		var body io.Reader = http.MaxBytesReader(w, r.Body, 4<<20)
 		if r.Header.Get("Content-Encoding") == "gzip" {
@@ -215,6 +219,8 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 			Kernels  []Count        `json:"kernels"`
 			Groups   []Group        `json:"groups"`
 			Bad      string         `json:"error,omitempty"`
+
+			PresenceBar, SystemsBar, VersionsBar, KernelsBar template.HTML `json:"-"`
 		}
 		target, form := q.Get("target"), or(q.Get("form"), selector.Glob)
 		if target != "" && q.Get("form") == "" && strings.ContainsAny(target, " =(<>\"") {
@@ -244,6 +250,8 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 		if d.Groups, err = s.Groups(ctx); err != nil {
 			return web.Page{}, err
 		}
+		d.PresenceBar = bar("Presence", []Count{{Online, int64(d.Presence[Online])}, {Offline, int64(d.Presence[Offline])}, {Returning, int64(d.Presence[Returning])}})
+		d.SystemsBar, d.VersionsBar, d.KernelsBar = bar("Systems", d.Systems), bar("Agents", d.Versions), bar("Kernels", d.Kernels)
 		cmd := "drover host list"
 		if target != "" {
 			cmd += " " + cli.Quote(target)

@@ -26,7 +26,7 @@ const (
 // Rule says who may run what where. With no rule that says so, those with the right job.run may
 // (admins and operators), and nobody else. Deny wins over everything, for admins too.
 type Rule struct {
-	ID     int64  `json:"id"`
+	ID     int64  `json:"id,omitempty"`
 	Who    string `json:"who" maxLength:"100" doc:"a person, role:NAME, or * for everybody"`
 	Effect string `json:"effect" enum:"allow,deny,approve"`
 	Form   string `json:"form,omitempty" doc:"how target is written; glob when not given"`

@@ -4,9 +4,11 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"html/template"
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -107,6 +109,7 @@ func (s *Store) Routes(srv *web.Server) {
 			return none{}, s.RemoveRule(ctx, in.ID)
 		})
 	srv.HandleFunc("GET /api/v1/jobs/{id}/follow", s.follow)
+	srv.HandleFunc("GET /api/v1/jobs/{id}/wait", s.waitFor)
 	srv.HandleFunc("GET /api/v1/jobs/{id}/output/{host}", s.output)
 	srv.HandleFunc("PUT /api/v1/agent/results/{id}", s.takeOutput)
 	srv.HandleFunc("GET /api/v1/stream", s.stream)
@@ -148,6 +151,42 @@ func (s *Store) follow(w http.ResponseWriter, r *http.Request) error {
 		return rc.Flush()
 	}) // it ends when the reader goes away
 	return nil
+}
+
+// waitFor answers when more hosts have a verdict than the caller has seen, or after a while.
+func (s *Store) waitFor(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.Get(r.Context(), r.PathValue("id")); err != nil {
+		return err
+	}
+	seen, err := strconv.Atoi(r.URL.Query().Get("seen"))
+	if err != nil {
+		return fault.Invalid("seen", "%.40q is no number", r.URL.Query().Get("seen"))
+	}
+	end := time.After(20 * time.Second)
+	for {
+		s.mu.Lock()
+		run := s.runs[r.PathValue("id")]
+		var next chan struct{}
+		if run != nil && len(run.ended) <= seen {
+			next = run.next
+		}
+		s.mu.Unlock()
+		over := next == nil
+		if !over {
+			select {
+			case <-r.Context().Done():
+				return nil
+			case <-end:
+				over = true
+			case <-next:
+			}
+		}
+		if over {
+			time.Sleep(300 * time.Millisecond) // a page reads itself again at each answer
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+	}
 }
 
 // output gives the whole result of one host.
@@ -279,7 +318,10 @@ func (s *Store) pageRoutes(srv *web.Server) {
 			All   []Verdict         `json:"hosts"`
 			Hosts web.Rows[Verdict] `json:"-"`
 			Live  bool              `json:"-"`
-			CLI   string            `json:"cli"`
+			Seen  int               `json:"-"`
+			Grid  template.HTML     `json:"-"`
+			One   *Verdict          `json:"-"`
+			Text  string            `json:"-"`
 		}
 		ctx, id := r.Context(), r.PathValue("id")
 		var err error
@@ -296,7 +338,17 @@ func (s *Store) pageRoutes(srv *web.Server) {
 		}
 		d.Hosts = web.Cut(r, shown, 100, func(v Verdict) string { return v.Host })
 		d.Live = d.Job.Ended.IsZero()
-		d.Args = d.Job.Spec.Line()
+		d.Args, d.Grid = d.Job.Spec.Line(), grid(id, d.All)
+		for i, v := range d.All {
+			if final(v.State) {
+				d.Seen++
+			}
+			if v.Host == r.URL.Query().Get("host") {
+				var b strings.Builder
+				nested(&b, decoded(v.Return), 0)
+				d.One, d.Text = &d.All[i], b.String()
+			}
+		}
 		return web.Page{Title: "Job " + id, Data: d, CLI: "drover job show " + id}, nil
 	})
 }

@@ -133,7 +133,7 @@ func (s *Store) Verdicts(ctx context.Context, id string) ([]Verdict, error) {
 	return append(out, s.underway(id, hosts, have)...), nil
 }
 
-const verdictColumns = "host, name, state, rc, result, code, error, step, began, took, blob, size, at"
+const verdictColumns = "host, name, state, rc, result, code, error, step, began, took, output, size, at"
 
 func scanVerdict(scan func(...any) error) (v Verdict, err error) {
 	var result string
@@ -193,7 +193,7 @@ func putVerdicts(tx *db.Tx, rows []row) error {
 			continue
 		}
 		var q strings.Builder
-		q.WriteString("INSERT INTO job_host (job, host, name, state, rc, result, code, error, step, began, took, blob, size, at) VALUES ")
+		q.WriteString("INSERT INTO job_host (job, host, name, state, rc, result, code, error, step, began, took, output, size, at) VALUES ")
 		for i := range size * columns {
 			switch {
 			case i == 0:
@@ -205,7 +205,7 @@ func putVerdicts(tx *db.Tx, rows []row) error {
 			}
 			q.WriteString("$" + strconv.Itoa(i+1))
 		}
-		q.WriteString(") ON CONFLICT (job, host) DO UPDATE SET state = excluded.state, rc = excluded.rc, result = excluded.result, code = excluded.code, error = excluded.error, step = excluded.step, began = excluded.began, took = excluded.took, blob = excluded.blob, size = excluded.size, at = excluded.at")
+		q.WriteString(") ON CONFLICT (job, host) DO UPDATE SET state = excluded.state, rc = excluded.rc, result = excluded.result, code = excluded.code, error = excluded.error, step = excluded.step, began = excluded.began, took = excluded.took, output = excluded.output, size = excluded.size, at = excluded.at")
 		for ; len(rows) >= size; rows = rows[size:] {
 			args := make([]any, 0, size*columns)
 			for _, r := range rows[:size] {

@@ -168,11 +168,11 @@ func Funcs() template.FuncMap {
 		"mark": func(state string) template.HTML {
 			class, sign := "idle", "○"
 			switch strings.ToLower(state) {
-			case "closed", "complete", "done", "ok", "ready", "enabled", "current":
+			case "closed", "complete", "done", "ok", "ready", "enabled", "current", "online", "accepted", "answered":
 				class, sign = "good", "●"
-			case "failed", "broken", "refused":
+			case "failed", "broken", "refused", "timed-out", "silent", "stopped", "rejected":
 				class, sign = "bad", "▲"
-			case "open", "building", "assigned", "running", "signing", "publishing":
+			case "open", "building", "assigned", "running", "signing", "publishing", "stopping", "returning", "pending", "approval":
 				class, sign = "busy", "◐"
 			case "canceled", "disabled", "revoked":
 				class, sign = "dim", "✕"

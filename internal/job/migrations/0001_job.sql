@@ -36,7 +36,7 @@ CREATE TABLE job_host (
     step TEXT NOT NULL,
     began BIGINT NOT NULL,
     took BIGINT NOT NULL,
-    blob TEXT NOT NULL,
+    output TEXT NOT NULL,
     size BIGINT NOT NULL,
     at BIGINT NOT NULL,
     PRIMARY KEY (job, host)
