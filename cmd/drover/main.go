@@ -1,3 +1,5 @@
+//go:build !agent
+
 // Command drover is the one program of the house: it passes the command line on, carries
 // signals and gives back the exit code. Nothing else belongs here.
 package main

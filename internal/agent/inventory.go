@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -158,7 +157,7 @@ func (a *Agent) Report(ctx context.Context) error {
 	a.mu.Unlock()
 	err = a.keepReport(v, digest)
 	if a.cfg.Dir != "" {
-		debug.FreeOSMemory() // this was the most that the agent needs; between reports it shall be small
+		trim()
 	}
 	return err
 }
