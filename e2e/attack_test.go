@@ -151,6 +151,10 @@ func entries() []entry {
 		{"GET /api/v1/job-rules", runs, "/api/v1/job-rules", "", ""},
 		{"POST /api/v1/job-rules", "admin", "/api/v1/job-rules", `{"who":"eve","effect":"allow","target":"*","fun":"*"}`, ""},
 		{"DELETE /api/v1/job-rules/{id}", "admin", "/api/v1/job-rules/99", "", ""},
+		{"GET /api/v1/reactions", reads, "/api/v1/reactions", "", ""},
+		{"PUT /api/v1/reactions/{name}", runs, "/api/v1/reactions/evil", `{"tag":"x/*","hook":"http://127.0.0.1:9/"}`, ""},
+		{"GET /api/v1/letters", reads, "/api/v1/letters", "", ""},
+		{"POST /api/v1/letters/{id}/retry", runs, "/api/v1/letters/99/retry", "", ""},
 		{"GET /api/v1/stream", reads, "/api/v1/stream", "", ""},
 
 		// People, tokens, tickets.

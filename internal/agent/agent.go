@@ -32,10 +32,13 @@ type Config struct {
 	Host     module.Host // what functions get; the agent adds what it knows itself
 	Policy   func() Policy
 	// Collect gathers what is told of the host: by kind, key and value, and the packages' NEVRAs.
-	Collect func(ctx context.Context) (Inventory, error)
-	Log     *slog.Logger
-	HTTP    *http.Client // nil makes one
-	Connect []nats.Option
+	Collect  func(ctx context.Context) (Inventory, error)
+	Schedule map[string]Scheduled
+	Beacons  Beacons
+	Watched  Watched
+	Log      *slog.Logger
+	HTTP     *http.Client // nil makes one
+	Connect  []nats.Option
 }
 
 // Machine is how the host is told from others.
@@ -99,6 +102,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	a.work.Go(func() { a.inventory(ctx) })
 	a.work.Go(func() { a.sweep(ctx) })
+	a.work.Go(func() { a.beacons(ctx) })
+	a.schedule(ctx)
 	wait := time.Second
 	for ctx.Err() == nil {
 		began := time.Now()

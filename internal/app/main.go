@@ -61,6 +61,7 @@ type line struct {
 	Job   job.Verbs        `cmd:"" help:"Jobs: what ran where, and what became of it."`
 	Host  fleet.HostVerbs  `cmd:"" help:"Hosts: who is in the fleet, what they have, since when."`
 	Group fleet.GroupVerbs `cmd:"" help:"Groups of hosts."`
+	React job.ReactVerbs   `cmd:"" help:"What follows when something happens: a job or a call."`
 	Agent agentd.Verbs     `cmd:"" help:"On a host: the agent."`
 
 	Pkg struct {

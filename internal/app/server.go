@@ -330,6 +330,7 @@ func (s *Server) Run(ctx context.Context) error {
 	loop("uploads", s.sweepUploads)
 	loop("jobs", s.Jobs.Run)
 	loop("hosts", s.Fleet.Run)
+	loop("reactions", func(ctx context.Context) error { return s.Jobs.React(ctx, s.Auth.RoleOf) })
 	children, err := s.children(lctx)
 	if err != nil {
 		return err

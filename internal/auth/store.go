@@ -137,6 +137,17 @@ func (s *Store) People(ctx context.Context) ([]PersonInfo, error) {
 	return out, err
 }
 
+// RoleOf is the role that a person has now, for what runs in the person's name.
+func (s *Store) RoleOf(ctx context.Context, name string) (role string, err error) {
+	err = s.db.Read(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow("SELECT role FROM auth_person WHERE name = $1 AND until = 0", name).Scan(&role)
+	})
+	if db.NoRow(err) {
+		return "", fault.Denied("person_unknown", "there is no person %q any more", name).Fix("make what runs in that name anew")
+	}
+	return role, err
+}
+
 // TokenInfo is a token as listed; the secret is shown once, when it is made.
 type TokenInfo struct {
 	ID      int64     `json:"id"`

@@ -455,3 +455,98 @@ func (c jobEvents) Run(e *cli.Env) error {
 	}
 	return err
 }
+
+// ReactVerbs is `drover react`.
+type ReactVerbs struct {
+	List    reactList    `cmd:"" help:"What follows when something happens." example:"drover react list"`
+	Set     reactSet     `cmd:"" help:"Make a reaction or change it." example:"drover react set restart-sshd 'salt/beacon/*/service/sshd' --target '{id}' --fun service.restart --arg sshd\ndrover react set chat 'salt/presence/change' --hook https://chat.example/hook"`
+	Remove  reactRemove  `cmd:"" help:"Take a reaction away." example:"drover react remove restart-sshd"`
+	Letters reactLetters `cmd:"" help:"Events on their way to what reacts to them; dead ones did not get there." example:"drover react letters --state dead"`
+	Retry   reactRetry   `cmd:"" help:"Try a dead letter again." example:"drover react retry 17"`
+}
+
+type reactList struct{}
+
+// Run lists reactions.
+func (reactList) Run(e *cli.Env) error {
+	var rs []Reaction
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/reactions", nil, &rs); err != nil {
+		return err
+	}
+	return e.Show(rs, func(w io.Writer) {
+		cli.Table(w, "REACTION TAG DOES AUTHOR NOTE", func(row func(...any)) {
+			for _, r := range rs {
+				does := r.Hook
+				if r.Job != nil {
+					does = strings.TrimPrefix(r.Job.Line(), "drover run ")
+				}
+				row(r.Name, r.Tag, does, r.Author, r.Note)
+			}
+		})
+	})
+}
+
+type reactSet struct {
+	Name   string   `arg:"" help:"Name of the reaction."`
+	Tag    string   `arg:"" help:"Pattern of event tags: salt/beacon/*/service/*."`
+	Target string   `help:"Run a job on these hosts; {id} is the host that told of it."`
+	Form   string   `default:"glob" help:"How the target is written."`
+	Fun    string   `help:"The function to run."`
+	Arg    []string `help:"An argument of it; KEY=VALUE is by name, {data.KEY} is a value of the event. Repeatable."`
+	Hook   string   `help:"Send the event to this URL."`
+	Note   string   `help:"A remark."`
+}
+
+// Run makes or changes a reaction.
+func (c reactSet) Run(e *cli.Env) error {
+	in := map[string]any{"tag": c.Tag, "note": c.Note}
+	if c.Hook != "" {
+		in["hook"] = c.Hook
+	}
+	if c.Fun != "" {
+		sp := Spec{Form: c.Form, Target: c.Target, Fun: c.Fun}
+		sp.Args, sp.Kwargs = wire.Words(c.Arg)
+		in["job"] = sp
+	}
+	if c.Hook == "" && c.Fun == "" {
+		return fault.Invalid("usage", "a reaction needs a function to run or a URL").Fix("give --target and --fun, or --hook")
+	}
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/reactions/"+url.PathEscape(c.Name), in, nil)
+}
+
+type reactRemove struct {
+	Name string `arg:"" help:"Name of the reaction."`
+}
+
+// Run takes a reaction away.
+func (c reactRemove) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "PUT", "/api/v1/reactions/"+url.PathEscape(c.Name), map[string]any{}, nil)
+}
+
+type reactLetters struct {
+	State string `enum:",waiting,done,dead" default:"" help:"In this state: waiting, done or dead."`
+}
+
+// Run lists letters.
+func (c reactLetters) Run(e *cli.Env) error {
+	var ls []Letter
+	if err := e.Client.Call(e.Ctx, "GET", "/api/v1/letters?state="+c.State, nil, &ls); err != nil {
+		return err
+	}
+	return e.Show(ls, func(w io.Writer) {
+		cli.Table(w, "LETTER REACTION STATE TRIES TAG JOB ERROR", func(row func(...any)) {
+			for _, l := range ls {
+				row(l.ID, l.Reaction, l.State, l.Tries, l.Tag, l.Job, l.Error)
+			}
+		})
+	})
+}
+
+type reactRetry struct {
+	ID int64 `arg:"" help:"Number of the letter."`
+}
+
+// Run tries a dead letter again.
+func (c reactRetry) Run(e *cli.Env) error {
+	return e.Client.Call(e.Ctx, "POST", fmt.Sprintf("/api/v1/letters/%d/retry", c.ID), nil, nil)
+}

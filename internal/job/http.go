@@ -108,6 +108,32 @@ func (s *Store) Routes(srv *web.Server) {
 		}) (none, error) {
 			return none{}, s.RemoveRule(ctx, in.ID)
 		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/reactions", ID: "reaction-list", Summary: "What follows when something happens", Tag: tag},
+		func(ctx context.Context, _ *none) ([]Reaction, error) { return s.Reactions(ctx) })
+	web.Route(srv, web.Op{Method: "PUT", Path: "/api/v1/reactions/{name}", ID: "reaction-set", Summary: "Make a reaction or change it; one with neither job nor hook is taken away", Tag: tag, MaxBody: 2 << 20},
+		func(ctx context.Context, in *struct {
+			Name string `path:"name" maxLength:"63"`
+			Body struct {
+				Tag  string `json:"tag,omitempty" maxLength:"300"`
+				Job  *Spec  `json:"job,omitempty"`
+				Hook string `json:"hook,omitempty" maxLength:"2000"`
+				Note string `json:"note,omitempty" maxLength:"500"`
+			}
+		}) (none, error) {
+			return none{}, s.SetReaction(ctx, Reaction{Name: in.Name, Tag: in.Body.Tag, Job: in.Body.Job, Hook: in.Body.Hook, Note: in.Body.Note})
+		})
+	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/letters", ID: "letter-list", Summary: "Events on their way to what reacts to them, and those that did not get there", Tag: tag},
+		func(ctx context.Context, in *struct {
+			State string `query:"state" enum:",waiting,done,dead"`
+		}) ([]Letter, error) {
+			return s.Letters(ctx, in.State, 200)
+		})
+	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/letters/{id}/retry", ID: "letter-retry", Summary: "Try a dead letter again", Tag: tag},
+		func(ctx context.Context, in *struct {
+			ID int64 `path:"id"`
+		}) (none, error) {
+			return none{}, s.Retry(ctx, in.ID)
+		})
 	srv.HandleFunc("GET /api/v1/jobs/{id}/follow", s.follow)
 	srv.HandleFunc("GET /api/v1/jobs/{id}/wait", s.waitFor)
 	srv.HandleFunc("GET /api/v1/jobs/{id}/output/{host}", s.output)

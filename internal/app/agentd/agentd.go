@@ -55,6 +55,10 @@ type Config struct {
 	Mine map[string][]any `yaml:"mine,omitempty"`
 	// Policy is what this host does not let be done to it.
 	Policy agent.Policy `yaml:"policy,omitempty"`
+	// Schedule is what the agent does by itself from time to time.
+	Schedule map[string]agent.Scheduled `yaml:"schedule,omitempty"`
+	// Beacons are what the agent watches and tells of.
+	Beacons agent.Beacons `yaml:"beacons,omitempty"`
 }
 
 // Verbs is the command line of the agent.
@@ -83,6 +87,11 @@ func (c common) read() (Config, error) {
 	d.KnownFields(true)
 	if err := d.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
 		return cfg, fault.Invalid("agent_config", "the configuration %s cannot be read", c.Config).Wrap(err).Fix("see the manual for its keys")
+	}
+	for name, s := range cfg.Schedule {
+		if err := s.Check(name); err != nil {
+			return cfg, err
+		}
 	}
 	return cfg, nil
 }

@@ -42,7 +42,7 @@ func assemble(e *Env, cfg Config, c common, ticket string) (*agent.Agent, error)
 	late := &later{}
 	h := hostOf(e, cfg, late)
 	a, err := agent.New(agent.Config{Dir: cfg.Dir, URL: cfg.Server, CA: ca, Pin: cfg.Pin, Name: cfg.Name, Ticket: ticket, Version: e.Version, Machine: machine(), Registry: h.Registry, Host: h, Policy: c.policy(),
-		Collect: inventory(e, cfg, h), Log: e.Log})
+		Collect: inventory(e, cfg, h), Schedule: cfg.Schedule, Beacons: cfg.Beacons, Watched: agent.Watched{Services: grains.Services, Packages: installed()}, Log: e.Log})
 	late.agent = a
 	return a, err
 }
@@ -126,8 +126,7 @@ func registry(e *Env, cfg Config, late *later) *module.Registry {
 func inventory(e *Env, cfg Config, h module.Host) func(context.Context) (agent.Inventory, error) {
 	var mu sync.Mutex // guards what follows
 	said := map[string]bool{}
-	stamp := ""
-	var packages []string
+	packages := installed()
 	say := func(what string, err error) {
 		if err != nil && !said[what+fault.Code(err)] {
 			said[what+fault.Code(err)] = true
@@ -156,19 +155,35 @@ func inventory(e *Env, cfg Config, h module.Host) func(context.Context) (agent.I
 			}
 		}
 		v.Items[wire.KindMine] = mine(ctx, cfg, h, say)
-		if now := rpmdb.Stamp("/"); now != stamp || packages == nil {
-			ps, err := rpmdb.List(ctx, "/")
-			say("packages", err)
-			packages = packages[:0]
-			for _, p := range ps {
-				if !p.IsKey() {
-					packages = append(packages, p.NEVRA())
-				}
-			}
-			stamp = now
-		}
-		v.Packages = append([]string(nil), packages...)
+		v.Packages, err = packages(ctx)
+		say("packages", err)
 		return v, nil
+	}
+}
+
+// installed gives the packages of this host, and reads their database only when it has changed.
+func installed() func(context.Context) ([]string, error) {
+	var mu sync.Mutex // guards what follows
+	stamp := ""
+	var have []string
+	return func(ctx context.Context) ([]string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		now := rpmdb.Stamp("/")
+		if now == stamp && stamp != "" {
+			return append([]string(nil), have...), nil
+		}
+		ps, err := rpmdb.List(ctx, "/")
+		if err != nil {
+			return nil, err
+		}
+		have, stamp = have[:0], now
+		for _, p := range ps {
+			if !p.IsKey() {
+				have = append(have, p.NEVRA())
+			}
+		}
+		return append([]string(nil), have...), nil
 	}
 }
 
