@@ -36,6 +36,7 @@ type Config struct {
 	Schedule map[string]Scheduled
 	Beacons  Beacons
 	Watched  Watched
+	Welcomed func() error // called when the server has welcomed this process; nil for nothing
 	Log      *slog.Logger
 	HTTP     *http.Client // nil makes one
 	Connect  []nats.Option

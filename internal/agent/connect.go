@@ -107,6 +107,11 @@ func (a *Agent) listen(ctx context.Context) error {
 				continue
 			}
 			again.Stop()
+			if a.cfg.Welcomed != nil {
+				if err := a.cfg.Welcomed(); err != nil {
+					a.log.Error("that this agent was welcomed is not written down", "err", err)
+				}
+			}
 			a.resend(true)
 			poke(a.report)
 			alive.Reset(a.aliveEvery())

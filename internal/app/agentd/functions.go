@@ -11,7 +11,7 @@ import (
 
 // functions are drover's own.
 func functions(*later) [][]module.Function {
-	return [][]module.Function{command.Functions()}
+	return [][]module.Function{command.Functions(), upgradeFunctions()}
 }
 
 // mine calls what this host shares with others.
