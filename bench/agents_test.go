@@ -276,7 +276,7 @@ func BenchmarkFleet(b *testing.B) {
 				}
 				b.ReportMetric(ms(median(qs)), "ms-query-"+name)
 			}
-			time.Sleep(20 * time.Second)
+			time.Sleep(70 * time.Second)
 			b.ReportMetric(f.rss(), "MiB-rss-idle")
 
 			// The herd.

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -328,6 +329,7 @@ func (s *Server) Run(ctx context.Context) error {
 	loop("mirrors", s.Mirrors.Run)
 	loop("attestations", s.Prov.Run)
 	loop("uploads", s.sweepUploads)
+	loop("memory", s.giveBack)
 	loop("jobs", s.Jobs.Run)
 	loop("hosts", s.Fleet.Run)
 	loop("reactions", func(ctx context.Context) error { return s.Jobs.React(ctx, s.Auth.RoleOf) })
@@ -362,6 +364,23 @@ func (s *Server) sweepUploads(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-hour.C:
+		}
+	}
+}
+
+// giveBack gives memory back to the system when nothing runs: a herd of hosts or a large job leaves
+// twice what it needed, and stacks of thousands of connections as deep as their handshakes.
+func (s *Server) giveBack(ctx context.Context) error {
+	t := time.NewTicker(30 * time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if !s.Jobs.Busy() {
+				debug.FreeOSMemory()
+			}
 		}
 	}
 }

@@ -817,6 +817,13 @@ func recount(tx *db.Tx, jid string) error {
 	return err
 }
 
+// Busy tells whether a job runs.
+func (s *Store) Busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.runs) > 0
+}
+
 func (s *Store) running(jid string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,13 +5,34 @@ import (
 	"encoding/json"
 
 	"drover/internal/agent/module"
+	"drover/internal/agent/module/accounts"
 	"drover/internal/agent/module/command"
+	"drover/internal/agent/module/core"
+	"drover/internal/agent/module/files"
+	"drover/internal/agent/module/network"
+	"drover/internal/agent/module/software"
+	"drover/internal/agent/module/system"
+	"drover/internal/fault"
 	"drover/internal/fleet/wire"
 )
 
 // functions are drover's own.
-func functions(*later) [][]module.Function {
-	return [][]module.Function{command.Functions(), upgradeFunctions()}
+func functions(late *later) [][]module.Function {
+	jobs := core.Jobs{
+		Running: func() []map[string]any {
+			if late == nil || late.agent == nil {
+				return []map[string]any{}
+			}
+			return late.agent.Running()
+		},
+		Kill: func(jid string, signal int) error {
+			if late == nil || late.agent == nil {
+				return fault.NotFound("job_unknown", "no command runs here")
+			}
+			return late.agent.Kill(jid, signal)
+		},
+	}
+	return [][]module.Function{core.Functions(jobs), command.Functions(), files.Functions(), system.Functions(), software.Functions(), accounts.Functions(), network.Functions(), upgradeFunctions()}
 }
 
 // mine calls what this host shares with others.
