@@ -20,12 +20,13 @@ import (
 
 // Config is what an agent needs.
 type Config struct {
-	Dir      string // of its key and its state; "" keeps everything in memory, for simulated hosts
-	URL      string // of the server
-	CA       string // PEM of a CA to trust beside the system's
-	Pin      string // of the server's key: SHA256:…; "" trusts what a verified TLS connection gives
-	Name     string // of this host
-	Ticket   string // by which it is let in; not needed any more once it was
+	Dir      string   // of its key and its state; "" keeps everything in memory, for simulated hosts
+	URL      string   // of the server, or of a site
+	Bus      []string // URLs of the bus, instead of those that the server tells: the bus of a site
+	CA       string   // PEM of a CA to trust beside the system's
+	Pin      string   // of the server's key: SHA256:…; "" trusts what a verified TLS connection gives
+	Name     string   // of this host
+	Ticket   string   // by which it is let in; not needed any more once it was
 	Version  string
 	Machine  Machine
 	Registry *module.Registry

@@ -32,6 +32,9 @@ func (a *Agent) listen(ctx context.Context) error {
 	a.mu.Lock()
 	ad := a.admit
 	a.mu.Unlock()
+	if len(a.cfg.Bus) > 0 {
+		ad.Bus = a.cfg.Bus
+	}
 	closed := make(chan error, 1)
 	hello := make(chan struct{}, 1)
 	opts := []nats.Option{nats.Name(a.cfg.Name), nats.MaxReconnects(-1), nats.Timeout(connectWait), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(2), nats.ReconnectBufSize(-1), nats.NoEcho(),

@@ -4,19 +4,57 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 
 	"drover/internal/bus"
+	"drover/internal/cli"
 	"drover/internal/fault"
 )
+
+type busVerbs struct {
+	Config busConfig `cmd:"" help:"On the server: what the servers of a NATS cluster need in their configuration. It holds nothing secret." example:"drover bus config --dir /srv/drover"`
+	Leaf   busLeaf   `cmd:"" help:"On the server: make the key by which the bus of a site connects." example:"drover bus leaf fra --dir /srv/drover > fra.json"`
+}
+
+type busConfig struct {
+	Dir string `default:"drover-data" help:"Data directory of the server." type:"path"`
+}
+
+// Run prints the configuration.
+func (v busConfig) Run(e *cli.Env) error {
+	text, err := bus.ServerConfig(filepath.Join(v.Dir, "bus"))
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(e.Out, text)
+	return err
+}
+
+type busLeaf struct {
+	Name string `arg:"" help:"Name of the site: a-z 0-9."`
+	Dir  string `default:"drover-data" help:"Data directory of the server." type:"path"`
+}
+
+// Run prints the key.
+func (v busLeaf) Run(e *cli.Env) error {
+	k, err := bus.NewLeaf(filepath.Join(v.Dir, "bus"), v.Name)
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(e.Out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(k)
+}
 
 // openBus opens the bus beside the listener, with the same certificate, and tells the fleet under
 // which URLs agents reach it.
 func (s *Server) openBus(ctx context.Context) error {
-	c := bus.Config{Dir: filepath.Join(s.Config.Dir, "bus"), Listen: s.Config.BusListen, URL: s.Config.BusURL, Log: s.Log}
+	c := bus.Config{Dir: filepath.Join(s.Config.Dir, "bus"), Listen: s.Config.BusListen, Leaves: s.Config.BusLeafListen, URL: s.Config.BusURL, Log: s.Log}
 	if s.Config.BusCA != "" {
 		pem, err := os.ReadFile(s.Config.BusCA)
 		pool := x509.NewCertPool()

@@ -88,16 +88,9 @@ func client(base, token, caFile string) (*web.Client, error) {
 	tr := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // the standard library's own
 	tr.MaxIdleConnsPerHost = 16
 	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
+		pool, err := trusted(caFile)
 		if err != nil {
-			return nil, fault.Invalid("ca", "the CA file cannot be read").Wrap(err).Fix("check DROVER_CA")
-		}
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fault.Invalid("ca", "%s holds no certificate", caFile)
+			return nil, err
 		}
 		tr.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 	}
@@ -105,6 +98,25 @@ func client(base, token, caFile string) (*web.Client, error) {
 		return nil, fault.Denied("plain_http", "a token is not sent to %s in clear", base).Fix("use https")
 	}
 	return &web.Client{Base: strings.TrimSuffix(base, "/"), Token: token, HTTP: &http.Client{Transport: tr}}, nil
+}
+
+// trusted are the system's CAs, and the one of a file when it is given.
+func trusted(caFile string) (*x509.CertPool, error) {
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if caFile == "" {
+		return pool, nil
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fault.Invalid("ca", "the CA file cannot be read").Wrap(err).Fix("check DROVER_CA")
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fault.Invalid("ca", "%s holds no certificate", caFile)
+	}
+	return pool, nil
 }
 
 // loopbackURL tells whether a URL leads to this machine. The name is compared whole:

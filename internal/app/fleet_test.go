@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"drover/internal/agent/module"
 	"drover/internal/agent/sim"
 	"drover/internal/auth"
+	"drover/internal/bus"
 	"drover/internal/db/dbtest"
 	"drover/internal/event"
 	"drover/internal/fault"
@@ -836,4 +838,34 @@ func TestFollowOverHTTP(t *testing.T) {
 			t.Errorf("%s: %s, %v", accept, b.String(), err)
 		}
 	}
+}
+
+// Agents at a site reach the server by way of the site's bus alone.
+func TestAgentsAtASite(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := serve(t, Config{Dir: dir, TLS: true, BusLeafListen: "127.0.0.1:0"})
+	admin := asAdmin(t.Context())
+	key, err := bus.NewLeaf(filepath.Join(dir, "bus"), "fra")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := trusted(s.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := bus.OpenLeaf(bus.LeafConfig{Dir: t.TempDir(), Key: key, Hub: "tls://" + s.Fleet.LeafAddr(), HubTLS: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leaf.Close()
+	f := simulate(t, s, 4, func(c *sim.Config) { c.Bus = []string{"nats://" + leaf.Addr()} })
+	if j, _ := finish(t, s, admin, job.Spec{Target: "*", Fun: "sim.work"}); j.Counts[wire.Answered] != 4 {
+		t.Errorf("%+v", j)
+	}
+	if err := s.Fleet.Remove(admin, "sim-00001", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is cut off at the site", func() bool { return !f.Agents[0].Connected() })
+	leaf.Close()
+	until(t, "the others are gone with the site", func() bool { return f.Connected() == 0 })
 }

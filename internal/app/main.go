@@ -19,6 +19,8 @@ import (
 	"drover/internal/build"
 	"drover/internal/build/worker"
 	"drover/internal/cli"
+	"drover/internal/compat/salt"
+	saltwords "drover/internal/compat/salt/words"
 	"drover/internal/distgit"
 	"drover/internal/durable"
 	"drover/internal/event"
@@ -61,6 +63,7 @@ type line struct {
 	Job   job.Verbs        `cmd:"" help:"Jobs: what ran where, and what became of it."`
 	Host  fleet.HostVerbs  `cmd:"" help:"Hosts: who is in the fleet, what they have, since when."`
 	Group fleet.GroupVerbs `cmd:"" help:"Groups of hosts."`
+	Bus   busVerbs         `cmd:"" help:"On the server: the bus of the agents."`
 	React job.ReactVerbs   `cmd:"" help:"What follows when something happens: a job or a call."`
 	Agent agentd.Verbs     `cmd:"" help:"On a host: the agent."`
 
@@ -93,10 +96,17 @@ type line struct {
 		Demo       demoVerb        `cmd:"" help:"From a git push to an installed package, on this machine." example:"drover dev demo --once"`
 	} `cmd:"" help:"For tests and demonstrations."`
 	Version versionVerb `cmd:"" help:"Print the version." example:"drover version"`
+
+	SaltKey salt.KeyVerb `cmd:"" name:"salt-key" hidden:"" help:"What salt-key does; salt, salt-call and salt-run are understood too." example:"drover salt-key -L\ndrover salt-key -a web-01"`
 }
 
 // Main runs a command line and returns the exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+	args, err := salted(args)
+	if err != nil {
+		fmt.Fprintf(errw, "drover: %v\n  (usage)\n", err)
+		return 2
+	}
 	var l line
 	exit := -1
 	p, err := parser(&l, out, errw, func(c int) { exit = c })
@@ -156,6 +166,15 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	}
 	fmt.Fprintf(errw, "  (%s)\n", f.Code)
 	return fault.ExitCode(err)
+}
+
+// salted makes drover's command line of one of Salt's.
+func salted(args []string) ([]string, error) {
+	name, rest, ok := saltwords.Command(args)
+	if !ok {
+		return args, nil
+	}
+	return saltwords.Translate(name, rest)
 }
 
 // shellOf makes one word of what follows "--" behind `drover run TARGET`: a command line of the
@@ -313,19 +332,20 @@ func (v logoutVerb) Run(e *cli.Env) error {
 }
 
 type serverVerb struct {
-	Config    string   `help:"Configuration file." type:"existingfile"`
-	Dir       string   `help:"Data directory." type:"path"`
-	Listen    string   `help:"Address to serve on; plain HTTP on loopback only."`
-	DB        string   `name:"db" help:"Database: a file, or postgres://…"`
-	TLS       bool     `name:"tls" help:"Serve TLS on loopback too."`
-	Cert      string   `help:"Certificate file." type:"existingfile"`
-	Key       string   `help:"Key file of the certificate." type:"existingfile"`
-	Name      []string `help:"A name or address that the made certificate is for. Repeatable."`
-	Import    []string `help:"Directory below which mirrors may copy from. Repeatable." type:"path"`
-	BusListen string   `help:"Address on which agents keep their connections."`
-	NoBuilder bool     `help:"Start no local builder."`
-	NoSigner  bool     `help:"Start no local signer."`
-	Debug     bool     `help:"Log more."`
+	Config        string   `help:"Configuration file." type:"existingfile"`
+	Dir           string   `help:"Data directory." type:"path"`
+	Listen        string   `help:"Address to serve on; plain HTTP on loopback only."`
+	DB            string   `name:"db" help:"Database: a file, or postgres://…"`
+	TLS           bool     `name:"tls" help:"Serve TLS on loopback too."`
+	Cert          string   `help:"Certificate file." type:"existingfile"`
+	Key           string   `help:"Key file of the certificate." type:"existingfile"`
+	Name          []string `help:"A name or address that the made certificate is for. Repeatable."`
+	Import        []string `help:"Directory below which mirrors may copy from. Repeatable." type:"path"`
+	BusListen     string   `help:"Address on which agents keep their connections."`
+	BusLeafListen string   `help:"Address on which the buses of sites connect; none when not given."`
+	NoBuilder     bool     `help:"Start no local builder."`
+	NoSigner      bool     `help:"Start no local signer."`
+	Debug         bool     `help:"Log more."`
 }
 
 func (v serverVerb) config() (c Config, err error) {
@@ -340,7 +360,7 @@ func (v serverVerb) config() (c Config, err error) {
 			return c, fault.Invalid("config", "the configuration %s cannot be read", v.Config).Wrap(err).Fix("see the manual for its keys")
 		}
 	}
-	for _, f := range []struct{ from, to *string }{{&v.Dir, &c.Dir}, {&v.Listen, &c.Listen}, {&v.DB, &c.DB}, {&v.Cert, &c.Cert}, {&v.Key, &c.Key}, {&v.BusListen, &c.BusListen}} {
+	for _, f := range []struct{ from, to *string }{{&v.Dir, &c.Dir}, {&v.Listen, &c.Listen}, {&v.DB, &c.DB}, {&v.Cert, &c.Cert}, {&v.Key, &c.Key}, {&v.BusListen, &c.BusListen}, {&v.BusLeafListen, &c.BusLeafListen}} {
 		if *f.from != "" {
 			*f.to = *f.from
 		}

@@ -21,6 +21,7 @@ import (
 	"drover/internal/blob"
 	"drover/internal/build"
 	"drover/internal/build/wire"
+	"drover/internal/compat/salt"
 	"drover/internal/db"
 	"drover/internal/distgit"
 	"drover/internal/durable"
@@ -64,6 +65,8 @@ type Config struct {
 	// BusListen is the address on which agents keep their connections: the one of listen with the
 	// next port when not given.
 	BusListen string `yaml:"bus_listen"`
+	// BusLeafListen is the address on which the buses of sites connect; none when not given.
+	BusLeafListen string `yaml:"bus_leaf_listen"`
 	// BusURL is an existing NATS cluster to use instead; `drover bus config` prints what its servers
 	// need in their configuration.
 	BusURL string `yaml:"bus_url"`
@@ -153,6 +156,7 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	s.Jobs.Listen()
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Fleet.Authenticate(s.Auth.Request)})
 	s.routes()
+	(&salt.API{Auth: s.Auth, Fleet: s.Fleet, Jobs: s.Jobs, Blobs: s.Blobs, Version: version}).Routes(s.Web)
 	if err := s.firstToken(ctx); err != nil {
 		return s, err
 	}

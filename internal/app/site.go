@@ -1,10 +1,15 @@
 package app
 
 import (
+	"crypto/tls"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
+	"drover/internal/bus"
 	"drover/internal/cli"
 	"drover/internal/fault"
 	"drover/internal/site"
@@ -13,7 +18,7 @@ import (
 type siteVerb struct {
 	Centre  string   `required:"" help:"URL of the server, or of another site."`
 	Dir     string   `default:"drover-site" help:"Directory of what is kept." type:"path"`
-	Listen  string   `default:"127.0.0.1:7281" help:"Address to serve on."`
+	Listen  string   `default:"127.0.0.1:8080" help:"Address to serve on."`
 	Channel []string `required:"" help:"A channel to follow. Repeatable."`
 	Ahead   bool     `help:"Fetch the packages of the channels before they are asked for."`
 	Max     string   `help:"Bytes of packages to keep, as 200G; no bound when not given."`
@@ -21,6 +26,10 @@ type siteVerb struct {
 	Cert    string   `help:"Certificate file to serve TLS with; plain HTTP without." type:"existingfile"`
 	Key     string   `help:"Key file of the certificate." type:"existingfile"`
 	Debug   bool     `help:"Log more."`
+
+	BusKey    string `help:"File with the key of this site's bus, which drover bus leaf prints; no bus for agents when not given." type:"existingfile"`
+	BusHub    string `help:"URL of the server's listener for leaves: tls://HOST:PORT."`
+	BusListen string `default:"127.0.0.1:7281" help:"Address on which agents at this site keep their connections."`
 }
 
 // Run runs a site until it is told to stop.
@@ -46,8 +55,43 @@ func (v siteVerb) Run(e *cli.Env, l *line) error {
 		return err
 	}
 	defer s.Close()
+	if v.BusKey != "" {
+		leaf, err := v.leaf(e, l)
+		if err != nil {
+			return err
+		}
+		defer leaf.Close()
+		fmt.Fprintf(e.Out, "agents connect to %s\n", leaf.Addr())
+	}
 	fmt.Fprintf(e.Out, "site of %s serves %s (data in %s)\n", c.Base, s.URL, v.Dir)
 	return s.Run(e.Ctx)
+}
+
+// leaf starts the bus of a site.
+func (v siteVerb) leaf(e *cli.Env, l *line) (*bus.Leaf, error) {
+	b, err := os.ReadFile(v.BusKey)
+	if err != nil {
+		return nil, err
+	}
+	c := bus.LeafConfig{Dir: filepath.Join(v.Dir, "bus"), Hub: v.BusHub, Listen: v.BusListen, Log: logger(e.Err, v.Debug)}
+	if err := json.Unmarshal(b, &c.Key); err != nil {
+		return nil, fault.Invalid("leaf_key", "%s holds no key of a leaf", v.BusKey).Wrap(err).Fix("make one on the server: `drover bus leaf NAME`")
+	}
+	if strings.HasPrefix(v.BusHub, "tls://") {
+		pool, err := trusted(l.CA)
+		if err != nil {
+			return nil, err
+		}
+		c.HubTLS = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	}
+	if v.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(v.Cert, v.Key)
+		if err != nil {
+			return nil, fault.Invalid("tls", "the certificate %s cannot be used", v.Cert).Wrap(err)
+		}
+		c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	return bus.OpenLeaf(c)
 }
 
 // parseSize reads a number of bytes: 200G, 512M, 1T, or a plain number.

@@ -40,6 +40,7 @@ type Config struct {
 	Dir     string               // its keys
 	Listen  string               // HOST:PORT for agents, with port 0 a free one; "" for none
 	TLS     *tls.Config          // of the listener; nil for plain TCP
+	Leaves  string               // HOST:PORT for leaves at sites; "" for none
 	URL     string               // of an existing cluster; "" for an embedded server
 	Cluster *tls.Config          // how that is trusted
 	Revoked map[string]time.Time // public keys of agents that are not let in, and since when
@@ -124,6 +125,20 @@ func (b *Bus) embed() error {
 			o.TLSConfig, o.TLS = b.cfg.TLS, true
 		}
 	}
+	if b.cfg.Leaves != "" {
+		host, port, err := net.SplitHostPort(b.cfg.Leaves)
+		if err == nil {
+			o.LeafNode.Host = host
+			o.LeafNode.Port, err = strconv.Atoi(port)
+		}
+		if err != nil {
+			return fault.Invalid("bus_listen", "%q is no address for leaves of the bus", b.cfg.Leaves).Wrap(err).Fix("give HOST:PORT")
+		}
+		if o.LeafNode.Port == 0 {
+			o.LeafNode.Port = server.RANDOM_PORT
+		}
+		o.LeafNode.AuthTimeout, o.LeafNode.TLSTimeout, o.LeafNode.TLSConfig = authWait.Seconds(), authWait.Seconds(), b.cfg.TLS
+	}
 	if b.srv, err = server.NewServer(o); err != nil {
 		return fault.Invalid("bus_start", "the bus does not start").Wrap(err).Fix("check its address, its certificate and the keys in %s", b.cfg.Dir)
 	}
@@ -205,6 +220,9 @@ func (b *Bus) tell(ctx context.Context) error {
 		return err
 	}
 	account := public(b.keys.fleet)
+	if err := b.Conn.Publish(leafClaims, []byte(text)); err != nil {
+		return err
+	}
 	if b.srv != nil { // where it is looked up again
 		if err := b.srv.AccountResolver().Store(account, text); err != nil {
 			return err
@@ -225,6 +243,29 @@ func (b *Bus) tell(ctx context.Context) error {
 	return nil
 }
 
+// LeafAddr is where leaves connect to, "" when there is no listener.
+func (b *Bus) LeafAddr() string {
+	if b.srv == nil || b.cfg.Leaves == "" {
+		return ""
+	}
+	z, err := b.srv.Varz(nil)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(z.LeafNode.Host, strconv.Itoa(z.LeafNode.Port))
+}
+
+// Remind tells leaves who is revoked: one that was away has missed it.
+func (b *Bus) Remind() error {
+	b.mu.Lock()
+	text, err := b.keys.fleetJWT(b.revoked)
+	b.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return b.Conn.Publish(leafClaims, []byte(text))
+}
+
 // Gone has fn called when the connection of an agent has ended, with its public key and the name
 // of the connection: SERVER/NUMBER, as the agent's own client library knows it.
 func (b *Bus) Gone(fn func(key, conn string)) error {
@@ -235,6 +276,15 @@ func (b *Bus) Gone(fn func(key, conn string)) error {
 			return
 		}
 		fn(e.Client.User, fmt.Sprintf("%s/%d", e.Server.ID, e.Client.ID))
+	})
+	if err != nil {
+		return err
+	}
+	_, err = b.Conn.Subscribe(leafGone, func(m *nats.Msg) {
+		var g [2]string
+		if err := json.Unmarshal(m.Data, &g); err == nil {
+			fn(g[0], g[1])
+		}
 	})
 	return err
 }

@@ -3,6 +3,7 @@
 //
 //	keys.go   the operator, its accounts and users: who signs whom
 //	bus.go    the server that is embedded, or the cluster that is connected to
+//	leaf.go   the same at a site: agents connect to it, and it to the server
 //
 // What holds: nothing here is memory. A lost message costs a wait, never a fact: what must not be
 // lost is a row in the database before anybody is told of it. Streams, key-value buckets and

@@ -35,6 +35,7 @@ const (
 	seenEvery   = 5 * time.Minute
 	tokenLife   = 24 * time.Hour
 	rivalWait   = 2 * time.Second
+	remindEvery = 30 * time.Second
 )
 
 // maxQueued bounds what agents say and this server has not heard yet, in bytes.
@@ -63,6 +64,9 @@ func (s *Store) CloseBus() {
 
 // BusAddr is the address that the bus listens on.
 func (s *Store) BusAddr() string { return s.bus.Addr() }
+
+// LeafAddr is the address on which the buses of sites connect.
+func (s *Store) LeafAddr() string { return s.bus.LeafAddr() }
 
 // Reachable tells agents where the bus is, and which CA the server's certificates are of. It is to
 // be called before anybody enrols.
@@ -117,7 +121,7 @@ func (s *Store) Run(ctx context.Context) error {
 	defer func() { <-done }()
 	tick := time.NewTicker(storeEvery)
 	defer tick.Stop()
-	seen := time.Now()
+	seen, reminded := time.Now(), time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -130,6 +134,12 @@ func (s *Store) Run(ctx context.Context) error {
 		all := time.Since(seen) > seenEvery
 		if all {
 			seen = time.Now()
+		}
+		if time.Since(reminded) > remindEvery {
+			reminded = time.Now()
+			if err := s.bus.Remind(); err != nil {
+				s.log.Warn("sites are not told who is revoked; they are told again", "err", err)
+			}
 		}
 		if err := s.storePresence(ctx, all); err != nil && ctx.Err() == nil {
 			s.log.Error("presence is not stored", "err", err)

@@ -100,7 +100,7 @@ func mayImport(from, to string) string {
 	case !fromDomain:
 		return "the room " + fromRoom + " is not in the table of internal/house"
 	}
-	if !toDomain && !slices.Contains(leaves, toRoom) && !isProcess(to) {
+	if !toDomain && toRoom != fromRoom && !slices.Contains(leaves, toRoom) && !isProcess(to) {
 		return "the room " + toRoom + " is not in the table of internal/house"
 	}
 	return ""

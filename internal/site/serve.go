@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"path"
 	"slices"
@@ -30,6 +31,7 @@ func (s *Site) routes() {
 	})
 	s.web.HandleFunc("GET /api/v1/channels/{name}/follow", s.followHTTP)
 	s.web.HandleFunc("GET /status", s.statusHTTP)
+	s.web.HandleFunc("/api/v1/agent/{rest...}", s.agentHTTP)
 	s.metrics()
 }
 
@@ -386,5 +388,22 @@ func (s *Site) lead(w http.ResponseWriter, r *http.Request, c *channel, ext stri
 	w.Header().Set("Content-Type", "application/x-rpm")
 	w.Header().Set("ETag", strconv.Quote(hex.EncodeToString(sum[:])))
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+	return nil
+}
+
+// agentHTTP passes on what agents say to the server: they need not reach it themselves. What the
+// server answers is sealed, and what agents show it is for it alone.
+func (s *Site) agentHTTP(w http.ResponseWriter, r *http.Request) error {
+	base, err := url.Parse(s.Centre.Base)
+	if err != nil {
+		return err
+	}
+	p := &httputil.ReverseProxy{Transport: s.Centre.HTTP.Transport, Rewrite: func(pr *httputil.ProxyRequest) {
+		pr.SetURL(base)
+		pr.Out.Host = base.Host
+	}, ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+		s.web.Problem(w, r, fault.Unavailable("centre_away", "the server %s does not answer this site", s.Centre.Base).Wrap(err).Fix("try again"))
+	}}
+	p.ServeHTTP(w, r)
 	return nil
 }

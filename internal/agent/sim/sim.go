@@ -25,7 +25,8 @@ type Config struct {
 	First   int    // number of the first host; names are PREFIX-00001 …
 	Prefix  string // "sim" when empty
 	URL     string
-	CA      string // PEM
+	Bus     []string // of a site; the server's when not given
+	CA      string   // PEM
 	Pin     string
 	Dir     string                            // where the hosts keep their keys; "" in memory
 	Ticket  func(name string) (string, error) // a ticket for a host that has none; nil for approval
@@ -77,7 +78,7 @@ func Start(ctx context.Context, cfg Config) (*Fleet, error) {
 	for i := range cfg.N {
 		h := &host{name: fmt.Sprintf("%s-%05d", cfg.Prefix, cfg.First+i), n: cfg.First + i, flying: flying, most: most}
 		f.hosts[i] = h
-		c := agent.Config{URL: cfg.URL, CA: cfg.CA, Pin: cfg.Pin, Name: h.name, Version: cfg.Version, Machine: h.machine(), Log: cfg.Log, HTTP: cfg.HTTP, Policy: func() agent.Policy { return agent.Policy{} },
+		c := agent.Config{URL: cfg.URL, Bus: cfg.Bus, CA: cfg.CA, Pin: cfg.Pin, Name: h.name, Version: cfg.Version, Machine: h.machine(), Log: cfg.Log, HTTP: cfg.HTTP, Policy: func() agent.Policy { return agent.Policy{} },
 			Registry: registry(h), Host: module.Host{Grains: func(context.Context) (map[string]any, error) { return h.grains(), nil }}, Collect: func(context.Context) (agent.Inventory, error) { return h.inventory(cfg.Packages), nil }}
 		if cfg.Dir != "" {
 			c.Dir = cfg.Dir + "/" + h.name

@@ -43,6 +43,8 @@ type Config struct {
 	Pin string `yaml:"pin,omitempty"`
 	// CA is a file of a CA to trust beside the system's.
 	CA string `yaml:"ca,omitempty"`
+	// Bus are URLs of the bus of a site, instead of the server's: tls://site.example:7281.
+	Bus []string `yaml:"bus,omitempty"`
 	// Name is this host's name; its fully qualified name when not given.
 	Name string `yaml:"name,omitempty"`
 	// Dir is where the agent keeps its key and its state.

@@ -41,7 +41,7 @@ func assemble(e *Env, cfg Config, c common, ticket string) (*agent.Agent, error)
 	}
 	late := &later{}
 	h := hostOf(e, cfg, late)
-	a, err := agent.New(agent.Config{Dir: cfg.Dir, URL: cfg.Server, CA: ca, Pin: cfg.Pin, Name: cfg.Name, Ticket: ticket, Version: e.Version, Machine: machine(), Registry: h.Registry, Host: h, Policy: c.policy(),
+	a, err := agent.New(agent.Config{Dir: cfg.Dir, URL: cfg.Server, Bus: cfg.Bus, CA: ca, Pin: cfg.Pin, Name: cfg.Name, Ticket: ticket, Version: e.Version, Machine: machine(), Registry: h.Registry, Host: h, Policy: c.policy(),
 		Collect: inventory(e, cfg, h), Schedule: cfg.Schedule, Beacons: cfg.Beacons, Watched: agent.Watched{Services: grains.Services, Packages: installed()}, Welcomed: func() error { return confirm(cfg.Dir) }, Log: e.Log})
 	late.agent = a
 	return a, err
