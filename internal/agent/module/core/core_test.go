@@ -151,7 +151,7 @@ func TestFaults(t *testing.T) {
 	for _, v := range []struct{ fun, args, code string }{
 		{"pillar.get", `["x"]`, "pillar_later"}, {"pillar.items", "", "pillar_later"}, {"state.apply", `["x"]`, "state_later"}, {"state.highstate", "", "state_later"},
 		{"state.running", "", "state_later"}, {"saltutil.regen_keys", "", "regen_refused"}, {"saltutil.revoke_auth", "", "revoke_server"}, {"saltutil.running", "", "jobs_missing"},
-		{"mine.send", `["x"]`, "mine_later"}, {"mine.get", `["*","x"]`, "mine_missing"}, {"match.compound", `["I@a:b"]`, "match_later"}, {"match.compound", `["( web*"]`, "bad_target"},
+		{"mine.send", `["x"]`, "mine_configured"}, {"mine.get", `["*","x"]`, "mine_missing"}, {"match.compound", `["I@a:b"]`, "match_later"}, {"match.compound", `["( web*"]`, "bad_target"},
 		{"match.compound", `["web* and"]`, "bad_target"}, {"match.pcre", `["("]`, "bad_pattern"}, {"test.exception", "", "test_exception"}, {"test.assertion", `[false]`, "test_assertion"},
 		{"event.send", `["t"]`, "event_missing"}, {"slsutil.serialize", `["msgpack",1]`, "bad_serializer"}, {"slsutil.merge", `[{},{},"odd"]`, "bad_strategy"}, {"test.fib", `[100000]`, "argument"},
 		{"grains.filter_by", `[{"RedHat": 1, "b": {}}, "os_family", null, "default", "b"]`, "argument"},

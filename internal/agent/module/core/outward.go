@@ -17,7 +17,7 @@ import (
 func mine() []module.Function {
 	serverOnly := func(name, doc string) module.Function {
 		return open(changes("mine."+name, doc+"\n\nsalt '*' mine."+name, func(context.Context, *module.Call) (any, error) {
-			return nil, fault.Unavailable("mine_later", "the mine is gathered by the server, and mine.%s does not reach it yet", name).Fix("read it with mine.get; grains are in it")
+			return nil, fault.Unavailable("mine_configured", "what a host shares is in its agent's configuration, and mine.%s does not change that", name).Fix("name the function under mine in /etc/drover/agent.yaml")
 		}))
 	}
 	return []module.Function{
@@ -39,7 +39,13 @@ func mine() []module.Function {
 			}
 			return m
 		})),
-		serverOnly("send", "Tells the mine what a function gives."), serverOnly("update", "Tells the mine all that is configured."),
+		serverOnly("send", "Tells the mine what a function gives."),
+		reads("mine.update", "Tells the server anew what this host shares, and everything else that it tells of itself.\n\nsalt '*' mine.update", func(ctx context.Context, c *module.Call) (any, error) {
+			if c.Refresh == nil {
+				return nil, fault.Unavailable("mine_missing", "this agent has no server to tell")
+			}
+			return true, c.Refresh(ctx)
+		}),
 		serverOnly("delete", "Takes what a function gave out of the mine."), serverOnly("flush", "Takes all of this host out of the mine."),
 	}
 }

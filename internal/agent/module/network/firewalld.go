@@ -401,6 +401,7 @@ func (h *host) firewalld() []module.Function {
 		change("add_source", "addSource", "addSource", "Puts a network into a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, need("source", module.Str), perm),
 		change("remove_source", "removeSource", "removeSource", "Takes a network out of a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, need("source", module.Str), perm),
 		list("get_rich_rules", "rules_str", "Lists the rich rules of a zone.", zoneFirst),
+		list("list_rich_rules", "rules_str", "Lists the rich rules of a zone.", zoneFirst),
 		change("add_rich_rule", "addRichRule", "addRichRule", "Adds a rich rule to a zone.", "public 'rule protocol value=vrrp accept'", true, text("rule"), zoneFirst, need("rule", module.Str), perm),
 		change("remove_rich_rule", "removeRichRule", "removeRichRule", "Takes a rich rule out of a zone.", "public 'rule protocol value=vrrp accept'", false, text("rule"), zoneFirst, need("rule", module.Str), perm),
 		reads("firewalld.get_masquerade", "Tells whether a zone hides the addresses behind it.\n\nsalt '*' firewalld.get_masquerade public", do(func(w firewall, c *module.Call) (any, error) {

@@ -107,7 +107,9 @@ func (g *git) try(args ...string) (command.Result, error) {
 		}
 		ssh += " -o IdentitiesOnly=yes -i " + id
 	}
-	env := []string{"LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true", "GIT_PAGER=cat"}
+	env := []string{"LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true", "GIT_PAGER=cat",
+		// Before any configuration and option: an ext:: address is a command line.
+		"GIT_ALLOW_PROTOCOL=file:git:http:https:ssh"}
 	if len(list) > 0 || os.Getenv("GIT_SSH_COMMAND") == "" {
 		env = append(env, "GIT_SSH_COMMAND="+ssh)
 	}
@@ -189,7 +191,8 @@ func (h *host) git() []module.Function {
 	}
 	fn := func(name, doc, example string, read bool, f func(g *git, c *module.Call) (any, error), params ...[]module.Param) module.Function {
 		m := changes("git."+name, doc+"\n\nsalt '*' git."+name+" "+example, do(f), slices.Concat(params...)...)
-		m.Reads = read
+		// With options of the caller's own it may do what it likes: git log --output=FILE writes one.
+		m.Reads = read && !slices.ContainsFunc(m.Params, func(p module.Param) bool { return p.Name == "opts" || p.Name == "git_opts" })
 		return m
 	}
 	p := func(list ...module.Param) []module.Param { return list }
@@ -556,11 +559,11 @@ func (h *host) git() []module.Function {
 				if i > 0 || c.Bool("add") {
 					verb = "--add"
 				}
-				if _, err := g.say(append(slices.Clone(args), verb, c.Str("key"), v)...); err != nil {
+				if _, err := g.say(append(slices.Clone(args), verb, "--", c.Str("key"), v)...); err != nil {
 					return nil, err
 				}
 			}
-			s, err := g.say(append(args, "--get-all", c.Str("key"))...)
+			s, err := g.say(append(args, "--get-all", "--", c.Str("key"))...)
 			return lines(s), err
 		}, p(need("key", module.Str), may("value", module.Any, nil), may("multivar", module.List, nil), may("cwd", module.Str, nil)), who, tail, p(may("global", module.Bool, false), may("add", module.Bool, false))),
 		fn("config_unset", "Takes a setting of git away.", "user.email cwd=/path/to/repo", false, func(g *git, c *module.Call) (any, error) {
@@ -572,7 +575,7 @@ func (h *host) git() []module.Function {
 			if c.Bool("all") {
 				verb = "--unset-all"
 			}
-			args = append(args, verb, c.Str("key"))
+			args = append(args, verb, "--", c.Str("key"))
 			if c.Has("value_regex") {
 				args = append(args, c.Str("value_regex"))
 			}
