@@ -104,7 +104,8 @@ type line struct {
 func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
 	args, err := salted(args)
 	if err != nil {
-		fmt.Fprintf(errw, "drover: %v\n  (usage)\n", err)
+		f := fault.As(err)
+		fmt.Fprintf(errw, "drover: %s\n  %s\n  (%s)\n", f.Msg, f.Remedy, f.Code)
 		return 2
 	}
 	var l line

@@ -5,13 +5,16 @@ import "math/bits"
 // Set is a set of hosts by their numbers, as bits. The zero Set is empty.
 type Set []uint64
 
-// Add puts a host in.
+// maxID is the highest number of a host. They count from 1; one set of all takes 2 MiB.
+const maxID = 1 << 24
+
+// Add puts a host in. What cannot be the number of a host, below 0 or above 1<<24, stays out.
 func (s *Set) Add(id int64) {
-	if id < 0 {
+	if id < 0 || id > maxID {
 		return
 	}
-	for int(id>>6) >= len(*s) {
-		*s = append(*s, 0)
+	if n := int(id>>6) + 1; n > len(*s) {
+		*s = append(*s, make(Set, n-len(*s))...)
 	}
 	(*s)[id>>6] |= 1 << (id & 63)
 }
@@ -69,50 +72,4 @@ func (s Set) IDs() []int64 {
 		}
 	}
 	return out
-}
-
-// Eval gives the hosts of all that a tree means. leaf answers a leaf; it is not asked where the
-// answer cannot matter.
-func Eval(n *Node, all Set, leaf func(*Leaf) (Set, error)) (Set, error) {
-	switch n.Op {
-	case And:
-		out := all.Clone()
-		for _, k := range n.Kids {
-			if out.Len() == 0 {
-				break
-			}
-			s, err := Eval(k, all, leaf)
-			if err != nil {
-				return nil, err
-			}
-			out.And(s)
-		}
-		return out, nil
-	case Or:
-		var out Set
-		for _, k := range n.Kids {
-			s, err := Eval(k, all, leaf)
-			if err != nil {
-				return nil, err
-			}
-			out.Or(s)
-		}
-		return out, nil
-	case Not:
-		s, err := Eval(n.Kids[0], all, leaf)
-		if err != nil {
-			return nil, err
-		}
-		out := all.Clone()
-		out.AndNot(s)
-		return out, nil
-	case IsLeaf:
-	}
-	s, err := leaf(n.Leaf)
-	if err != nil {
-		return nil, err
-	}
-	out := s.Clone()
-	out.And(all)
-	return out, nil
 }
