@@ -96,11 +96,12 @@ func (s *Store) Enrol(ctx context.Context, e wire.Enrol) ([]byte, error) {
 	a := wire.Admission{Nonce: e.Nonce, Name: e.Name, CA: s.cfg.CA}
 	var id int64
 	var err error
-	known, read := e, false
+	known := e
 	_ = s.db.Read(ctx, func(tx *db.Tx) error { // most come back: that needs no write
 		return tx.QueryRow("SELECT id, state, why, name FROM fleet_host WHERE key = $1", e.Key).Scan(&id, &a.State, &a.Why, &known.Name)
 	})
-	if read = a.State != ""; read && known.Name != e.Name && a.State == wire.Accepted {
+	read := a.State != ""
+	if read && known.Name != e.Name && a.State == wire.Accepted {
 		return nil, fault.Conflict("host_renamed", "this key is that of the host %s", known.Name).Fix("give the agent that name, or let it make a new key: remove its directory and enrol it with a ticket")
 	}
 	if a.State == wire.Revoked {

@@ -205,7 +205,7 @@ var (
 )
 
 func checkHost(name string) error {
-	if !reHost.MatchString(name) {
+	if !reHost.MatchString(name) || number(name) != 0 { // which would be another host's name on the bus
 		return fault.Invalid("host_name", "%.100q is no name of a host", name).Fix("use up to 253 of a-z 0-9 . - _, a letter or digit first and last, such as web-01.example.org")
 	}
 	return nil

@@ -296,7 +296,7 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 		if f.History {
 			d.Facts = web.Rows[Fact]{Rows: facts, Total: int64(len(facts))}
 		} else {
-			d.Facts = web.Cut(r, facts, 200, func(x Fact) string { return x.Key + " " + x.Value })
+			d.Facts = web.Cut(r, fold(facts), 200, func(x Fact) string { return x.Key + " " + x.Value })
 		}
 		if d.Kinds, err = s.kinds(ctx, name); err != nil {
 			return web.Page{}, err
@@ -313,6 +313,30 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 		})
 		return web.Page{Title: d.Host.Name, Data: d, CLI: "drover host show " + cli.Quote(name)}, err
 	})
+}
+
+// fold puts the elements of lists into one line each.
+func fold(facts []Fact) []Fact {
+	var out []Fact
+	at := map[string]int{}
+	for _, f := range facts {
+		b := base(f.Key)
+		if b == f.Key || f.Kind == kindPackage {
+			out = append(out, f)
+			continue
+		}
+		i, ok := at[b]
+		if !ok {
+			i = len(out)
+			at[b] = i
+			out = append(out, Fact{Kind: f.Kind, Key: b, Since: f.Since})
+		}
+		out[i].Value = strings.TrimSpace(out[i].Value + " " + f.Value)
+		if f.Since.After(out[i].Since) {
+			out[i].Since = f.Since
+		}
+	}
+	return out
 }
 
 // versions counts agents by version.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -441,16 +440,4 @@ func (s *Store) Presence(ctx context.Context, name string, limit int) ([]Change,
 		}, "SELECT since, online FROM fleet_presence WHERE host = $1 ORDER BY since DESC LIMIT $2", id, limit)
 	})
 	return out, err
-}
-
-// names are all hosts that are let in, sorted.
-func (s *Store) names() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]string, 0, len(s.members))
-	for _, m := range s.members {
-		out = append(out, m.name)
-	}
-	slices.Sort(out)
-	return out
 }

@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"encoding/json"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,22 +118,7 @@ func (s *Store) leaf(ctx context.Context, l *selector.Leaf, depth int) (selector
 	case selector.ByLabel:
 		return s.byLabel(ctx, l)
 	case selector.ByFact:
-		if !l.Salt {
-			return s.byItem(ctx, wire.KindFact, l.Key, l)
-		}
-		var out selector.Set
-		for _, sp := range l.Splits() {
-			p, err := l.Pattern(sp.Pattern)
-			if err != nil {
-				return nil, err
-			}
-			set, err := s.byItem(ctx, wire.KindFact, sp.Key, p)
-			if err != nil {
-				return nil, err
-			}
-			out.Or(set)
-		}
-		return out, nil
+		return s.byFact(ctx, l)
 	case selector.ByPackage:
 		return s.byItem(ctx, kindPackage, l.Key, l)
 	case selector.ByService:
@@ -159,27 +143,23 @@ func (s *Store) leaf(ctx context.Context, l *selector.Leaf, depth int) (selector
 
 // bySelf answers from what this process knows of the hosts.
 func (s *Store) bySelf(l *selector.Leaf) (out selector.Set) {
-	names := map[string]bool{}
-	if l.Kind == selector.ByNames || l.Cmp == selector.In {
-		for _, n := range l.Values {
-			names[n] = true
+	texts := map[int64]string{}
+	s.mu.Lock()
+	for id, m := range s.members {
+		switch l.Kind {
+		case selector.ByOnline:
+			if s.view(m).Presence == Online {
+				out.Add(id)
+			}
+		case selector.ByAgent:
+			texts[id] = m.version
+		default:
+			texts[id] = m.name
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, m := range s.members {
-		ok := false
-		switch {
-		case l.Kind == selector.ByOnline:
-			ok = s.view(m).Presence == Online
-		case len(names) > 0:
-			ok = names[m.name]
-		case l.Kind == selector.ByAgent:
-			ok = l.MatchText(m.version)
-		default:
-			ok = l.MatchText(m.name)
-		}
-		if ok {
+	s.mu.Unlock()
+	for id, text := range texts { // a pattern may take its time: nobody waits for it
+		if l.MatchText(text) {
 			out.Add(id)
 		}
 	}
@@ -194,33 +174,44 @@ func base(key string) string {
 	return key
 }
 
-// byItem finds the hosts that have something of a kind with a key, or an element of a list with it,
-// whose value is what the leaf asks for. The values are compared here, the hosts found by number.
-func (s *Store) byItem(ctx context.Context, kind, key string, l *selector.Leaf) (out selector.Set, err error) {
-	rows := map[string]map[string]int64{}
+// byFact finds the hosts that have a fact, or one within it, that the leaf asks for.
+func (s *Store) byFact(ctx context.Context, l *selector.Leaf) (out selector.Set, err error) {
+	top := l.Top()
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		return s.itemHosts(tx, kind, key, rows, &out, func(value string) bool {
-			if kind == kindPackage {
-				value = evr(value)
-			}
-			return l.MatchText(value)
-		})
+		return s.itemHosts(tx, &out, l.MatchFact, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND ($2 = '' OR base = $2 OR base LIKE $3 ESCAPE '\\')", wire.KindFact, top, db.Like(top+":"))
 	})
 	return out, err
 }
 
-func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]map[string]int64, out *selector.Set, match func(string) bool) error {
+// byItem finds the hosts that have something of a kind with a key, or an element of a list with it,
+// whose value is what the leaf asks for.
+func (s *Store) byItem(ctx context.Context, kind, key string, l *selector.Leaf) (out selector.Set, err error) {
+	err = s.db.Read(ctx, func(tx *db.Tx) error {
+		return s.itemHosts(tx, &out, func(k, value string) bool {
+			if kind == kindPackage {
+				value = evr(value)
+			}
+			return (k == key || base(k) == key) && l.MatchText(value)
+		}, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND base IN ($2, $3)", kind, key, base(key))
+	})
+	return out, err
+}
+
+// itemHosts finds the hosts that have one of the items of a query that match. The values are
+// compared here, the hosts found by number.
+func (s *Store) itemHosts(tx *db.Tx, out *selector.Set, match func(key, value string) bool, query string, args ...any) error {
+	rows := map[string]map[string]int64{}
 	err := tx.Each(func(scan func(...any) error) error {
 		var id int64
 		var k, v string
 		if err := scan(&id, &k, &v); err != nil {
 			return err
 		}
-		if (k == key || base(k) == key) && match(v) {
+		if match(k, v) {
 			rows[strconv.Itoa(len(rows))] = map[string]int64{"i": id}
 		}
 		return nil
-	}, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND base IN ($2, $3)", kind, key, base(key))
+	}, query, args...)
 	if err != nil || len(rows) == 0 {
 		return err
 	}
@@ -236,18 +227,13 @@ func (s *Store) itemHosts(tx *db.Tx, kind, key string, rows map[string]map[strin
 	}, "SELECT h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value->>'i' AS BIGINT) WHERE h.until = 0", string(text))
 }
 
+// bySubnet finds the hosts that have an address in a network.
 func (s *Store) bySubnet(ctx context.Context, l *selector.Leaf) (out selector.Set, err error) {
 	key := "ipv4"
 	if l.Prefix.Addr().Is6() {
 		key = "ipv6"
 	}
-	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		return s.itemHosts(tx, wire.KindFact, key, map[string]map[string]int64{}, &out, func(v string) bool {
-			a, err := netip.ParseAddr(v)
-			return err == nil && l.Prefix.Contains(a)
-		})
-	})
-	return out, err
+	return s.byItem(ctx, wire.KindFact, key, l)
 }
 
 func (s *Store) byLabel(ctx context.Context, l *selector.Leaf) (out selector.Set, err error) {

@@ -8,22 +8,22 @@ import (
 )
 
 // Line is a job as the command line that starts it.
-func (sp Spec) Line() string {
+func (s Spec) Line() string {
 	out := []string{"drover run"}
-	if flag := map[string]string{"pcre": "-E", "list": "-L", "grain": "-G", "grain_pcre": "-P", "compound": "-C", "nodegroup": "-N", "ipcidr": "-S", "query": "-Q"}[sp.Form]; flag != "" {
+	if flag := map[string]string{"pcre": "-E", "list": "-L", "grain": "-G", "grain_pcre": "-P", "compound": "-C", "nodegroup": "-N", "ipcidr": "-S", "query": "-Q"}[s.Form]; flag != "" {
 		out = append(out, flag)
 	}
-	if sp.Batch != "" {
-		out = append(out, "-b "+sp.Batch)
+	if s.Batch != "" {
+		out = append(out, "-b "+s.Batch)
 	}
-	target := sp.Target
+	target := s.Target
 	if len(target) > 200 {
 		target = target[:200] + "…"
 	}
-	out = append(out, cli.Quote(target), sp.Fun)
+	out = append(out, cli.Quote(target), s.Fun)
 	text := func(v any) string {
-		if s, ok := v.(string); ok {
-			return s
+		if t, ok := v.(string); ok {
+			return t
 		}
 		b, err := json.Marshal(v)
 		if err != nil {
@@ -31,10 +31,10 @@ func (sp Spec) Line() string {
 		}
 		return string(b)
 	}
-	for _, a := range sp.Args {
+	for _, a := range s.Args {
 		out = append(out, cli.Quote(text(a)))
 	}
-	for k, v := range sp.Kwargs {
+	for k, v := range s.Kwargs {
 		out = append(out, k+"="+cli.Quote(text(v)))
 	}
 	return strings.Join(out, " ")

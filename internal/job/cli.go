@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ type RunVerb struct {
 	Async     bool          `help:"Print the id of the job and do not wait."`
 	ShowJID   bool          `name:"show-jid" help:"Print the id of the job first."`
 	Test      bool          `help:"Say what would be done, and do nothing."`
-	Wait      time.Duration `short:"t" name:"timeout" help:"Wait at most so long for the end; the job goes on. A plain number is seconds."`
+	Wait      span          `short:"t" name:"timeout" help:"Wait at most so long for the end; the job goes on. A plain number is seconds."`
 	Kill      time.Duration `name:"kill-after" default:"1h" help:"End it on hosts where it runs longer."`
 	Reason    string        `help:"Why, for the ledger."`
 	Out       string        `name:"out" help:"How results are printed: nested, json, yaml, txt, table, raw, highstate, no_return or quiet."`
@@ -38,10 +39,32 @@ type RunVerb struct {
 	Summary   bool          `default:"true" negatable:"" help:"Say at the end how many hosts had which verdict."`
 }
 
+// span is a time on a command line: with a unit, or in seconds as Salt's options have it.
+type span time.Duration
+
+// UnmarshalText reads it.
+func (s *span) UnmarshalText(b []byte) error {
+	text := string(b)
+	if n, err := strconv.ParseFloat(text, 64); err == nil && n >= 0 && n < 1e7 {
+		*s = span(n * float64(time.Second))
+		return nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return fault.Invalid("timeout", "%.40q is no time", text).Fix("give seconds, or a number with a unit: 30s, 5m")
+	}
+	*s = span(d)
+	return nil
+}
+
 // Run runs a function on hosts.
 func (c RunVerb) Run(e *cli.Env) error {
 	sp := Spec{Form: string(c.Form()), Target: c.Target.Target, Fun: c.Fun, Test: c.Test, Timeout: int64(c.Kill.Seconds()), Batch: c.Batch, BatchWait: c.BatchWait, FailHard: c.FailHard, Subset: c.Subset, Reason: c.Reason}
 	sp.Args, sp.Kwargs = wire.Words(c.Args)
+	if v, ok := sp.Kwargs["test"].(bool); ok && sp.Fun != "http.query" { // as Salt's command line says it
+		sp.Test = sp.Test || v
+		delete(sp.Kwargs, "test")
+	}
 	if c.Shell != "" {
 		sp.Fun, sp.Args, sp.Kwargs = "cmd.run_all", []any{c.Shell}, nil
 	}
@@ -66,7 +89,7 @@ func (c RunVerb) Run(e *cli.Env) error {
 	}
 	ctx, cancel := e.Ctx, context.CancelFunc(func() {})
 	if c.Wait > 0 {
-		ctx, cancel = context.WithTimeout(ctx, c.Wait)
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(c.Wait))
 	}
 	defer cancel()
 	return follow(ctx, e, j, c.Out, c.Static || e.Format == "json" || e.Format == "yaml", c.Shell != "", c.Summary)
@@ -134,6 +157,10 @@ func follow(ctx context.Context, e *cli.Env, j Job, out string, static, shell, s
 	slices.SortFunc(all, func(a, b Verdict) int { return strings.Compare(a.Host, b.Host) })
 	if e.Format == "json" || e.Format == "yaml" {
 		if err := e.Show(Whole{j, all}, nil); err != nil {
+			return err
+		}
+	} else if static && (out == "json" || out == "yaml") { // one document
+		if err := printAll(e.Out, out, all); err != nil {
 			return err
 		}
 	} else if static {

@@ -338,10 +338,11 @@ func (s *Store) Listen() {
 		}
 	})
 	s.fleet.Watch(func(m fleet.Member) {
-		if m.Presence == fleet.Offline {
+		switch m.Presence {
+		case fleet.Offline:
 			s.put(said{from: m, gone: true})
 			s.Stream.Publish("salt/presence/change", map[string]any{"new": []string{}, "lost": []string{m.Name}})
-		} else if m.Presence == fleet.Online {
+		case fleet.Online:
 			s.Stream.Publish("salt/minion/"+m.Name+"/start", map[string]any{"id": m.Name, "cmd": "_minion_event", "tag": "salt/minion/" + m.Name + "/start"})
 			s.Stream.Publish("salt/presence/change", map[string]any{"new": []string{m.Name}, "lost": []string{}})
 		}

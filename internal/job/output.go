@@ -138,6 +138,29 @@ func Print(w io.Writer, out string, v Verdict) error {
 	return fault.Invalid("output", "%.40q is no way to print results", out).Fix("use one of %s", strings.Join(Outputs(), ", "))
 }
 
+// printAll prints what all hosts gave as one document.
+func printAll(w io.Writer, out string, all []Verdict) error {
+	m := map[string]json.RawMessage{}
+	for _, v := range all {
+		m[v.Host] = saltReturn(v)
+	}
+	b, err := json.MarshalIndent(m, "", "    ")
+	if err != nil {
+		return err
+	}
+	if out == "yaml" {
+		var x any
+		if err := yaml.Unmarshal(b, &x); err != nil {
+			return err
+		}
+		if b, err = yaml.Marshal(x); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(w, "%s\n", bytes.TrimRight(b, "\n"))
+	return err
+}
+
 func decoded(b []byte) any {
 	v, err := decodeOrdered(b)
 	if err != nil {

@@ -1,7 +1,7 @@
 package selector
 
 import (
-	"net/netip"
+	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -9,252 +9,122 @@ import (
 	"drover/internal/fault"
 )
 
-// Parse reads a target. A fault target_invalid names the column, counted in letters from 1.
+// Parse reads a target. A fault target_invalid names the column, counted in letters from 1, and
+// shows the place in a second and third line.
 func Parse(form Form, text string) (*Node, error) {
-	most := maxText
-	if form == ListForm || form == Compound {
-		most = maxList
-	}
-	if len(text) > most {
-		return nil, fault.TooLarge("target_large", "a target of %d bytes; at most %d", len(text), most).Fix("make a group of it: `drover group set`")
-	}
-	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-		return nil, bad(0, "the target is no text in UTF-8")
-	}
-	if strings.TrimSpace(text) == "" {
-		return nil, bad(1, "the target is empty")
-	}
-	switch form {
-	case Compound:
-		return parseCompound(text)
-	case Query:
-		return parseQuery(text)
-	}
-	return simple(form, text, ":", 1)
-}
-
-func leaf(l Leaf, col int) (*Node, error) {
-	if err := l.compile(col); err != nil {
+	p := &parser{text: text, budget: maxCost}
+	if err := p.check(form); err != nil {
 		return nil, err
 	}
-	return &Node{Leaf: &l, Col: col}, nil
-}
-
-// simple reads a target of one of Salt's matchers.
-func simple(form Form, text, delimiter string, col int) (*Node, error) {
-	switch form {
-	case Glob:
-		return leaf(Leaf{Kind: ByName, Cmp: Like, Value: text}, col)
-	case PCRE:
-		return leaf(Leaf{Kind: ByName, Cmp: Match, Value: text}, col)
-	case ListForm:
-		l := Leaf{Kind: ByNames, Cmp: In}
-		for _, n := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
-			l.Values = append(l.Values, n)
-		}
-		return leaf(l, col)
-	case Grain, GrainPCRE, Pillar, PillarPCRE:
-		if delimiter != ":" {
-			text = strings.ReplaceAll(text, delimiter, ":")
-		}
-		key, _, ok := strings.Cut(text, ":")
-		if !ok || key == "" {
-			return nil, bad(col, "%q has no pattern: FACT:PATTERN is expected", text)
-		}
-		l := Leaf{Kind: ByFact, Cmp: Like, Key: text, Salt: true, Fold: true}
-		if form == Pillar || form == PillarPCRE {
-			l.Kind = ByPillar
-		}
-		if form == GrainPCRE || form == PillarPCRE {
-			l.Cmp, l.Fold = Match, false
-		}
-		n, err := leaf(l, col)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range n.Leaf.Splits() { // an expression that is none is told at once
-			if _, err := n.Leaf.Pattern(s.Pattern); err != nil {
-				return nil, bad(col, "%q is no regular expression", s.Pattern)
-			}
-		}
-		return n, nil
-	case Nodegroup:
-		return leaf(Leaf{Kind: ByGroup, Key: text}, col)
-	case Subnet:
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			var a netip.Addr
-			if a, err = netip.ParseAddr(text); err == nil {
-				p, err = a.Prefix(a.BitLen())
-			}
-		}
-		if err != nil {
-			return nil, bad(col, "%q is no address and no subnet", text)
-		}
-		return leaf(Leaf{Kind: BySubnet, Prefix: p.Masked()}, col)
-	case Range:
-		return nil, bad(col, "range targets are not supported: they need a server of their own").(*fault.Error).Fix("make a group of these hosts: `drover group set`") //nolint:forcetypeassert // made here
-	case Compound, Query:
-	}
-	return nil, bad(0, "%q is no form of targets", string(form)).(*fault.Error).Fix("use one of %v", Forms()) //nolint:forcetypeassert // made here
-}
-
-// word is a word of a compound target, and where it begins.
-type word struct {
-	text string
-	col  int
-}
-
-// words splits at spaces, and takes parentheses at the ends of words for words of their own where
-// they cannot be part of one: an expression of E@, G@ or P@ may have its own.
-func words(text string) (out []word) {
-	col := 1
-	for len(text) > 0 {
-		r, n := utf8.DecodeRuneInString(text)
-		if unicode.IsSpace(r) {
-			text, col = text[n:], col+1
-			continue
-		}
-		end := strings.IndexFunc(text, unicode.IsSpace)
-		if end < 0 {
-			end = len(text)
-		}
-		w := text[:end]
-		text = text[end:]
-		start := col
-		col += utf8.RuneCountInString(w)
-		for len(w) > 1 && w[0] == '(' {
-			out = append(out, word{"(", start})
-			w, start = w[1:], start+1
-		}
-		tail := 0
-		for len(w) > 1 && w[len(w)-1] == ')' && strings.Count(w, ")") > strings.Count(w, "(") {
-			w, tail = w[:len(w)-1], tail+1
-		}
-		out = append(out, word{w, start})
-		for i := range tail {
-			out = append(out, word{")", col - tail + i})
-		}
-	}
-	return out
-}
-
-// compound reads Salt's compound targets. "not" binds before "and", and that before "or"; two
-// terms without a word between them are none.
-type compound struct {
-	words  []word
-	i      int
-	leaves int
-	end    int
-}
-
-func parseCompound(text string) (*Node, error) {
-	p := &compound{words: words(text), end: utf8.RuneCountInString(text) + 1}
-	n, err := p.or(0)
+	n, err := p.parse(form)
 	if err != nil {
 		return nil, err
 	}
-	if p.i < len(p.words) {
-		return nil, bad(p.words[p.i].col, "expected \"and\" or \"or\", not %q", p.words[p.i].text)
-	}
 	return n, nil
 }
 
-func (p *compound) peek() string {
-	if p.i < len(p.words) {
-		return p.words[p.i].text
-	}
-	return ""
-}
-
-func (p *compound) col() int {
-	if p.i < len(p.words) {
-		return p.words[p.i].col
-	}
-	return p.end
-}
-
-func (p *compound) or(depth int) (*Node, error) { return p.chain(depth, "or", Or, p.and) }
-
-func (p *compound) and(depth int) (*Node, error) { return p.chain(depth, "and", And, p.not) }
-
-func (p *compound) chain(depth int, sep string, op Op, next func(int) (*Node, error)) (*Node, error) {
-	col := p.col()
-	first, err := next(depth)
-	if err != nil || p.peek() != sep {
-		return first, err
-	}
-	n := &Node{Op: op, Kids: []*Node{first}, Col: col}
-	for p.peek() == sep {
-		p.i++
-		k, err := next(depth)
-		if err != nil {
+func (p *parser) parse(form Form) (*Node, *fault.Error) {
+	off := len(p.text) - len(strings.TrimLeftFunc(p.text, unicode.IsSpace))
+	word := strings.TrimSpace(p.text)
+	switch form {
+	case Compound:
+		p.salt = true
+		p.words()
+		return p.all()
+	case Query:
+		if err := p.lex(); err != nil {
 			return nil, err
 		}
-		n.Kids = append(n.Kids, k)
+		return p.all()
+	case Glob:
+		if i := strings.IndexFunc(word, unicode.IsSpace); i >= 0 {
+			return nil, p.wrong(off+i, "no name of a host has a space in it").Fix("write several names as a list (-L), and expressions as a compound (-C) or a query (-Q)")
+		}
+		return p.leaf(off, named(word))
+	case PCRE:
+		return p.leaf(off, &Leaf{Kind: ByName, Cmp: Match, Value: word})
+	case ListForm:
+		return p.list(off, word)
+	case Grain, GrainPCRE, Pillar, PillarPCRE:
+		return p.path(off, form, word, ":")
+	case Nodegroup:
+		return p.leaf(off, &Leaf{Kind: ByGroup, Key: word})
+	case Subnet:
+		return p.subnet(off, word)
+	case Range:
+		return nil, p.noRange(off)
 	}
-	return n, nil
+	var forms []string
+	for _, f := range Forms() {
+		forms = append(forms, string(f))
+	}
+	return nil, fault.Invalid("target_invalid", "%.40q is no form of targets", string(form)).Fix("use one of %s", strings.Join(forms, ", "))
 }
 
-func (p *compound) not(depth int) (*Node, error) {
-	col := p.col()
-	if depth > maxDepth {
-		return nil, bad(col, "more than %d parentheses and negations within each other", maxDepth)
+// check refuses what no form can mean.
+func (p *parser) check(form Form) error {
+	most := maxText
+	if form == ListForm {
+		most = maxList
 	}
-	switch w := p.peek(); w {
-	case "not":
-		p.i++
-		k, err := p.not(depth + 1)
-		if err != nil {
-			return nil, err
-		}
-		return &Node{Op: Not, Kids: []*Node{k}, Col: col}, nil
-	case "(":
-		p.i++
-		n, err := p.or(depth + 1)
-		if err != nil {
-			return nil, err
-		}
-		if p.peek() != ")" {
-			return nil, bad(p.col(), "expected a closing parenthesis for the one in column %d", col)
-		}
-		p.i++
-		return n, nil
-	case "", ")", "and", "or":
-		if w == "" {
-			w = "the end"
-		}
-		return nil, bad(col, "expected a target, not %s", w)
-	default:
-		p.i++
-		if p.leaves++; p.leaves > maxLeaves {
-			return nil, bad(col, "more than %d terms", maxLeaves)
-		}
-		return term(w, col)
+	if len(p.text) > most {
+		return fault.TooLarge("target_large", "a target of %d bytes; at most %d", len(p.text), most).Fix("make a group of it: `drover group set`")
 	}
+	words := form == Compound || form == Query || form == ListForm
+	end := len(strings.TrimRightFunc(p.text, unicode.IsSpace))
+	begun := false
+	for i, r := range p.text[:end] {
+		if r == utf8.RuneError {
+			if _, n := utf8.DecodeRuneInString(p.text[i:]); n == 1 {
+				return p.wrong(i, "the target is no text in UTF-8")
+			}
+		}
+		space := unicode.IsSpace(r)
+		// Targets are shown in logs and on pages, and no value in them has a control character.
+		if unicode.IsControl(r) && (!space || begun && !words) {
+			return p.wrong(i, "a target has no control characters such as U+%04X", r)
+		}
+		begun = begun || !space
+	}
+	if end == 0 {
+		return p.wrong(0, "expected a target, and there is none").Fix(`write "*" for all hosts, in a query: name like "*"`)
+	}
+	return nil
 }
 
-// term reads a word such as G@os:CentOS*, G|@os@CentOS*, L@a,b or web*.
-func term(w string, col int) (*Node, error) {
-	if len(w) > 1 && (w[1] == '@' || len(w) > 3 && w[1] == '|' && w[3] == '@') {
-		delimiter, rest := ":", w[2:]
-		if w[1] == '|' {
-			delimiter, rest = w[2:3], w[4:]
-		} else if len(w) > 2 && w[1] == '@' {
-			rest = w[2:]
-		}
-		forms := map[byte]Form{'G': Grain, 'P': GrainPCRE, 'I': Pillar, 'J': PillarPCRE, 'L': ListForm, 'S': Subnet, 'E': PCRE, 'N': Nodegroup, 'R': Range}
-		form, ok := forms[w[0]]
-		if !ok {
-			return nil, bad(col, "%q is no matcher: G, P, I, J, L, S, E or N is expected before the @", w[:1])
-		}
-		if rest == "" {
-			return nil, bad(col+2, "expected a pattern after %q", w)
-		}
-		return simple(form, rest, delimiter, col)
+// column is the column of a byte of the text.
+func (p *parser) column(off int) int { return utf8.RuneCountInString(p.text[:off]) + 1 }
+
+// around is how many letters of the text are shown before a mistake and from it on: with what is
+// put before them and the two signs that something was left out, 80 columns.
+const around = 38
+
+// wrong is the fault of what stands at a byte of the text, which it shows.
+func (p *parser) wrong(off int, format string, args ...any) *fault.Error {
+	col := p.column(off)
+	line, at := []rune(p.text[max(0, off-around*utf8.UTFMax):min(len(p.text), off+around*utf8.UTFMax)]), 0
+	at = utf8.RuneCountInString(p.text[max(0, off-around*utf8.UTFMax):off])
+	left, right := "", ""
+	if drop := at - around; drop > 0 || off > around*utf8.UTFMax {
+		drop = max(drop, 0)
+		line, at, left = line[drop:], at-drop+1, "…"
 	}
-	if len(w) > 2 && w[1] == '|' && strings.HasSuffix(w[:3], "@") { // G|@: the delimiter itself is @
-		return nil, bad(col, "%q has no delimiter", w)
+	if most := at - len([]rune(left)) + around; len(line) > most {
+		line, right = line[:most], "…"
 	}
-	return simple(Glob, w, ":", col)
+	for i, r := range line {
+		if !unicode.IsPrint(r) {
+			line[i] = ' '
+		}
+	}
+	return fault.Invalid("target_invalid", "column %d: %s\n  %s%s%s\n  %s^", col, fmt.Sprintf(format, args...), left, string(line), right, strings.Repeat(" ", at)).
+		Fix("see the manual on targets; `drover host list` with the same target shows which hosts it means")
+}
+
+// short is a text as faults name it.
+func short(s string) string {
+	if rs := []rune(s); len(rs) > 40 {
+		s = string(rs[:40]) + "…"
+	}
+	return `"` + s + `"`
 }

@@ -19,7 +19,7 @@ type matcher func(value string, t *trial) bool
 const (
 	maxMatch  = 250 * time.Millisecond // of one value, for the engine that has no bound of its own
 	maxTrial  = 2 * time.Second        // of all values of an evaluation
-	maxCost   = 20_000                 // steps of one regular expression when it is written out
+	maxCost   = 50_000                 // steps of all regular expressions of a target, written out
 	heavyCost = 1_000                  // from here on the time is measured
 	heavyGlob = 256                    // as are globs of more parts
 )
@@ -51,8 +51,9 @@ func (t *trial) measure(match func() (bool, error)) bool {
 
 // compilePattern makes a regular expression with Python's syntax that has to match from the start,
 // as re.match does. Go's engine takes linear time and is tried first; another one does what it
-// cannot: look-around and references back. With fold, case does not count.
-func compilePattern(pattern string, fold bool) (matcher, error) {
+// cannot: look-around and references back. With fold, case does not count. It takes of budget what the
+// expression costs.
+func compilePattern(pattern string, fold bool, budget *int) (matcher, error) {
 	if len(pattern) > maxPattern {
 		return nil, fmt.Errorf("it has more than %d bytes", maxPattern)
 	}
@@ -65,7 +66,7 @@ func compilePattern(pattern string, fold bool) (matcher, error) {
 	parsed, first := syntax.Parse(p, syntax.Perl)
 	if first == nil {
 		c := cost(parsed)
-		if c > maxCost {
+		if *budget -= c; *budget < 0 {
 			return nil, errors.New("its repetitions are too large")
 		}
 		re, err := regexp.Compile(flags + `\A(?:` + p + `)`)
