@@ -239,3 +239,50 @@ func TestFleetSoak(t *testing.T) {
 		t.Errorf("the server grew from %.0f to %.0f KiB", before, after)
 	}
 }
+
+// The pages of the fleet in a browser that has a token: both widths, both schemes, every link, as
+// JSON, by their command line; and a job's page that fills while it is looked at.
+func TestFleetPages(t *testing.T) {
+	s := newFleetSite(t, "", 12)
+	call := func(method, path string, in, out any) {
+		t.Helper()
+		if err := s.client.Call(t.Context(), method, path, in, out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var j, slow job.Job
+	call("PUT", "/api/v1/groups/web", map[string]any{"form": "query", "target": `fact.role == "web"`}, nil)
+	call("PUT", "/api/v1/hosts/sim-00001/labels", map[string]string{"role": "web"}, nil)
+	s.hosts.Set(3, true, 0)
+	call("POST", "/api/v1/jobs", job.Spec{Target: "*", Fun: "sim.work", Reason: "a look at the pages"}, &j)
+	for range 200 {
+		var hs []struct{ Reported time.Time }
+		call("GET", "/api/v1/hosts", nil, &hs)
+		done := 0
+		for _, h := range hs {
+			if !h.Reported.IsZero() {
+				done++
+			}
+		}
+		if done == 12 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	b := newBrowser(t)
+	b.call("Network.enable", nil, nil)
+	b.call("Network.setExtraHTTPHeaders", map[string]any{"headers": map[string]string{"Authorization": "Bearer " + s.client.Token}}, nil)
+	fails := map[string]string{"/fleet/nothing": "host_unknown", "/jobs/1": "job_unknown", "/fleet?target=fact.role+==": "target_invalid"}
+	for _, page := range []string{"/fleet", "/fleet?target=sim-0000*", "/fleet?target=fact.role+==+%22web%22", "/fleet?target=fact.role+==", "/fleet?form=nodegroup&target=web", "/fleet?presence=offline", "/fleet/pending", "/fleet/sim-00001", "/fleet/sim-00001?kind=package&search=open",
+		"/fleet/sim-00001?kind=history", "/jobs", "/jobs?fun=sim.&state=done", "/jobs/" + j.ID, "/jobs/" + j.ID + "?host=sim-00004", "/jobs/" + j.ID + "?verdict=failed", "/fleet/nothing", "/jobs/1"} {
+		inspect(t, b, s.client.Base, s.client.Token, page, fails[page])
+	}
+	call("POST", "/api/v1/jobs", job.Spec{Target: "*", Fun: "test.sleep", Args: []any{1.5}, Batch: "6"}, &slow)
+	b.look(1280, "light")
+	b.open(s.client.Base + "/jobs/" + slow.ID)
+	first := b.eval(`document.querySelectorAll("svg.grid a.good").length`)
+	b.until("the grid to fill while it is looked at", func() bool { return b.eval(`document.querySelectorAll("svg.grid a.good").length`) == "12" })
+	if first == "12" {
+		t.Error("the job was over before anybody looked")
+	}
+}

@@ -218,7 +218,6 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 			Systems  []Count        `json:"systems"`
 			Kernels  []Count        `json:"kernels"`
 			Groups   []Group        `json:"groups"`
-			Bad      string         `json:"error,omitempty"`
 
 			PresenceBar, SystemsBar, VersionsBar, KernelsBar template.HTML `json:"-"`
 		}
@@ -227,9 +226,6 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 			form = selector.Query
 		}
 		hosts, err := s.Hosts(ctx, wire.Accepted, form, target)
-		if fault.Code(err) == "target_invalid" {
-			d.Bad, err = err.Error(), nil
-		}
 		if err != nil {
 			return web.Page{}, err
 		}

@@ -181,7 +181,11 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string, form uint8) {
 		fm := Forms()[int(form)%len(Forms())]
+		began := time.Now()
 		n, err := Parse(fm, text)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Fatalf("it took %v", took)
+		}
 		if err != nil {
 			fa := fault.As(err)
 			if fa.Code != "target_invalid" && fa.Code != "target_large" || len(fa.Error()) > 4000 {
@@ -194,8 +198,9 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		for _, h := range small() {
-			h.holds(n)
+		began = time.Now()
+		if _, err = eval(n); err != nil && fault.Code(err) != "target_slow" || time.Since(began) > 5*time.Second {
+			t.Fatalf("after %v: %v", time.Since(began), err)
 		}
 		again := n.String()
 		if len(again) > maxText {

@@ -71,7 +71,7 @@ func (l *Leaf) write(b *strings.Builder, negated bool) {
 		case l.Kind == ByPillar:
 			letter = "J"
 		}
-		if l.Delim != ":" {
+		if l.Delim != ":" || strings.HasPrefix(l.Key, "@") { // G@@ would have an @ for its delimiter
 			letter += l.Delim
 		}
 		b.WriteString("salt(" + quote(letter+"@"+l.Key) + ")")

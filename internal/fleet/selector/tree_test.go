@@ -100,7 +100,7 @@ func TestTextReadsBack(t *testing.T) {
 		}
 	})
 	for _, text := range []string{
-		"web* not *-02", "G|@a|b:c", `P@a:"\d\\`, "I@a:b", "Jé@aéb", "L@a,b", "S@10.0.0.0/8", "S@::1", "E@a\"b", "N@x", "not (a or b) and (c or not d)", "G@@a@b", "x:y", "G@fact.a:b",
+		"web* not *-02", "G|@a|b:c", `P@a:"\d\\`, "I@a:b", "Jé@aéb", "L@a,b", "S@10.0.0.0/8", "S@::1", "E@a\"b", "N@x", "not (a or b) and (c or not d)", "G@@a@b", "x:y", "G@fact.a:b", "G:@@:b",
 	} {
 		n, err := Parse(Compound, text)
 		if err == nil {
