@@ -8,6 +8,7 @@ import (
 	"embed"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -16,8 +17,10 @@ import (
 	"strings"
 	"time"
 
+	"drover/internal/agent/sim"
 	"drover/internal/cli"
 	"drover/internal/fault"
+	"drover/internal/fleet"
 	"drover/internal/teststream"
 )
 
@@ -38,6 +41,7 @@ type demo struct {
 	url   string
 	token string
 	begin time.Time
+	hosts *sim.Fleet // nil before they are there
 }
 
 // Run takes a package from a git push to an installed system.
@@ -47,7 +51,7 @@ func (v demoVerb) Run(e *cli.Env) error {
 		return err
 	}
 	d := &demo{e: e, v: v, self: self, begin: time.Now()}
-	for _, sub := range []string{"work", "root", "server/blobs", "server/git", "server/build", "server/signer", "server/tls", "server/drover.db", "server/drover.db-wal", "server/drover.db-shm", "server/builder/token"} {
+	for _, sub := range []string{"work", "root", "server/blobs", "server/git", "server/build", "server/signer", "server/tls", "server/bus", "server/fleet", "server/drover.db", "server/drover.db-wal", "server/drover.db-shm", "server/builder/token"} {
 		if err := os.RemoveAll(filepath.Join(v.Dir, sub)); err != nil {
 			return err
 		}
@@ -97,6 +101,9 @@ func (v demoVerb) Run(e *cli.Env) error {
 			}
 		}
 	}
+	if d.hosts != nil {
+		d.hosts.Close()
+	}
 	stop()
 	if serr := <-ended; err == nil {
 		err = serr
@@ -133,6 +140,18 @@ func (d *demo) steps(up string) error {
 			return string(out), err
 		}},
 		{"ask why /usr/bin/hello is there", func() (string, error) { return d.drover("why", "--root", root, "/usr/bin/hello") }},
+		{"have 50 simulated hosts enrol by ticket", d.fleet},
+		{"run a function on all of them", func() (string, error) {
+			return d.drover("run", "*", "test.ping", "--out", "quiet")
+		}},
+		{"find the hosts with an old package", func() (string, error) {
+			for { // until they have told of themselves
+				out, err := d.drover("host", "list", "-Q", `pkg("openssl") < "2.3-1" and fact.os == "CentOS Stream"`)
+				if err != nil || strings.Count(out, "\n") > 1 || d.e.Ctx.Err() != nil {
+					return out, err
+				}
+			}
+		}},
 		{"verify the ledger", func() (string, error) { return d.drover("audit", "verify") }},
 	} {
 		if err := d.step(s.what, s.fn); err != nil {
@@ -140,6 +159,29 @@ func (d *demo) steps(up string) error {
 		}
 	}
 	return nil
+}
+
+// fleet simulates hosts until the demo ends.
+func (d *demo) fleet() (string, error) {
+	c, err := client(d.url, d.token, "")
+	if err != nil {
+		return "", err
+	}
+	var out map[string][]string
+	const n = 50
+	if err := c.Call(d.e.Ctx, "POST", "/api/v1/hosts/tickets", fleet.Ticket{Host: "demo-*", Count: n}, &out); err != nil {
+		return "", err
+	}
+	next := 0
+	f, err := sim.Start(d.e.Ctx, sim.Config{N: n, First: 1, Prefix: "demo", URL: d.url, Version: d.e.Version, Log: slog.New(slog.DiscardHandler), Ticket: func(string) (string, error) {
+		next++
+		return out["tickets"][next-1], nil
+	}})
+	if err != nil {
+		return "", err
+	}
+	d.hosts = f
+	return "", f.Wait(d.e.Ctx)
 }
 
 func (d *demo) step(what string, fn func() (string, error)) error {

@@ -174,11 +174,20 @@ func base(key string) string {
 	return key
 }
 
+// factsBelow are the facts with a key, or one that begins with it and ":"; with no key all facts.
+// From one base to the next it goes by the index: there are few bases and many facts, and a LIKE
+// would look at each of them.
+const factsBelow = `SELECT id, key, value FROM fleet_item WHERE kind = $1 AND base IN (
+	WITH RECURSIVE b(x) AS (
+		SELECT CAST($2 AS TEXT)
+		UNION ALL SELECT (SELECT base FROM fleet_item WHERE kind = $1 AND base > b.x ORDER BY base LIMIT 1) FROM b WHERE b.x IS NOT NULL
+	) SELECT x FROM b WHERE $2 = '' OR x = $2 OR x LIKE $3 ESCAPE '\')`
+
 // byFact finds the hosts that have a fact, or one within it, that the leaf asks for.
 func (s *Store) byFact(ctx context.Context, l *selector.Leaf) (out selector.Set, err error) {
 	top := l.Top()
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		return s.itemHosts(tx, &out, l.MatchFact, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND ($2 = '' OR base = $2 OR base LIKE $3 ESCAPE '\\')", wire.KindFact, top, db.Like(top+":"))
+		return s.itemHosts(tx, &out, l.MatchFact, factsBelow, wire.KindFact, top, db.Like(top+":"))
 	})
 	return out, err
 }
