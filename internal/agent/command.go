@@ -89,7 +89,7 @@ func refusal(c wire.Command, err error, ack bool) wire.Result {
 // start runs a command, if this host lets it.
 func (a *Agent) start(c wire.Command, f module.Function, known bool) {
 	fail := func(err error) {
-		r := refusal(c, err, !(known && f.Reads))
+		r := refusal(c, err, !known || !f.Reads)
 		if err := a.journal.done(r); err != nil {
 			a.log.Error("a refusal cannot be written down", "job", c.Job, "err", err)
 		}

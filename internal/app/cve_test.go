@@ -77,7 +77,7 @@ func TestSaltsHolesAreNotHere(t *testing.T) {
 		t.Run("CVE-2020-16846", func(t *testing.T) {
 			// Whatever is in arguments comes to the function as it is; the server runs nothing of it.
 			evil := "$(touch /tmp/drover-was-here); `id` | cat ' \" \n\x00"
-			_, vs := finish(t, s, admin, job.Spec{Target: "sim-00001", Fun: "test.echo", Args: []any{evil}})
+			_, vs := finish(admin, t, s, job.Spec{Target: "sim-00001", Fun: "test.echo", Args: []any{evil}})
 			var got string
 			if err := json.Unmarshal(vs["sim-00001"].Return, &got); err != nil || got != evil {
 				t.Errorf("%q came back as %q, %v", evil, got, err)
@@ -180,7 +180,7 @@ func TestSaltsHolesAreNotHere(t *testing.T) {
 			if err != nil || len(js) != 0 {
 				t.Errorf("the new machine has %d jobs of the old one, %v", len(js), err)
 			}
-			_, vs := wait(t, s, admin, j)
+			_, vs := wait(admin, t, s, j)
 			if v := vs["sim-00002"]; v.State == wire.Answered {
 				t.Errorf("the old machine answered after it was replaced: %+v", v)
 			}

@@ -98,16 +98,16 @@ func simulate(t *testing.T, s *Server, n int, change func(*sim.Config)) *sim.Fle
 }
 
 // finish runs a job to its end.
-func finish(t *testing.T, s *Server, ctx context.Context, sp job.Spec) (job.Job, map[string]job.Verdict) {
+func finish(ctx context.Context, t *testing.T, s *Server, sp job.Spec) (job.Job, map[string]job.Verdict) {
 	t.Helper()
 	j, err := s.Jobs.Start(ctx, sp)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return wait(t, s, ctx, j)
+	return wait(ctx, t, s, j)
 }
 
-func wait(t *testing.T, s *Server, ctx context.Context, j job.Job) (job.Job, map[string]job.Verdict) {
+func wait(ctx context.Context, t *testing.T, s *Server, j job.Job) (job.Job, map[string]job.Verdict) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -145,7 +145,7 @@ func until(t *testing.T, what string, ok func() bool) {
 func TestHostsJoinTellOfThemselvesAndAnswer(t *testing.T) {
 	onEach(t, func(t *testing.T, s *Server, admin context.Context) {
 		f := simulate(t, s, 30, nil)
-		j, vs := finish(t, s, admin, job.Spec{Target: "*", Fun: "test.ping"})
+		j, vs := finish(admin, t, s, job.Spec{Target: "*", Fun: "test.ping"})
 		if len(vs) != 30 || j.Counts[wire.Answered] != 30 || j.State != job.StateDone {
 			t.Fatalf("%d verdicts, %+v", len(vs), j)
 		}
@@ -207,27 +207,27 @@ func TestEveryHostHasAVerdict(t *testing.T) {
 	onEach(t, func(t *testing.T, s *Server, admin context.Context) {
 		f := simulate(t, s, 6, nil)
 		f.Set(0, true, 0)
-		j, vs := finish(t, s, admin, job.Spec{Target: "*", Fun: "sim.work"})
+		j, vs := finish(admin, t, s, job.Spec{Target: "*", Fun: "sim.work"})
 		if vs["sim-00001"].State != wire.Failed || vs["sim-00001"].RC != 1 || j.Failures() != 1 {
 			t.Errorf("one that fails: %+v", vs["sim-00001"])
 		}
-		_, vs = finish(t, s, admin, job.Spec{Target: "sim-00002", Fun: "no.such"})
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00002", Fun: "no.such"})
 		if v := vs["sim-00002"]; v.State != wire.Refused || v.Code != "function_unknown" {
 			t.Errorf("an unknown function: %+v", v)
 		}
-		_, vs = finish(t, s, admin, job.Spec{Target: "sim-00002", Fun: "test.echo"})
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00002", Fun: "test.echo"})
 		if v := vs["sim-00002"]; v.State != wire.Refused || v.Code != "argument" {
 			t.Errorf("a missing argument: %+v", v)
 		}
-		_, vs = finish(t, s, admin, job.Spec{Target: "sim-00002", Fun: "test.sleep", Args: []any{30}, Timeout: 1})
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00002", Fun: "test.sleep", Args: []any{30}, Timeout: 1})
 		if v := vs["sim-00002"]; v.State != wire.TimedOut || v.Step != "test.sleep" {
 			t.Errorf("one that takes too long: %+v", v)
 		}
-		_, vs = finish(t, s, admin, job.Spec{Target: "sim-00002", Fun: "sim.work", Test: true})
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00002", Fun: "sim.work", Test: true})
 		if v := vs["sim-00002"]; v.State != wire.Refused || v.Code != "test_unknown" {
 			t.Errorf("test mode of a function that has none: %+v", v)
 		}
-		_, vs = finish(t, s, admin, job.Spec{Target: "sim-00003", Fun: "test.fill", Args: []any{1 << 20}})
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00003", Fun: "test.fill", Args: []any{1 << 20}})
 		if v := vs["sim-00003"]; v.State != wire.Answered || v.Blob == "" || v.Size != 1<<20+2 || len(v.Return) > 8<<10 {
 			t.Errorf("a large result: state %s blob %s size %d inline %d", v.State, v.Blob, v.Size, len(v.Return))
 		}
@@ -244,14 +244,14 @@ func TestEveryHostHasAVerdict(t *testing.T) {
 		if err := s.Jobs.Stop(admin, j.ID, "enough"); err != nil {
 			t.Fatal(err)
 		}
-		j, vs = wait(t, s, admin, j)
+		j, _ = wait(admin, t, s, j)
 		if took := time.Since(began); j.Counts[wire.Stopped] != 3 || j.Counts[wire.Skipped] != 3 || took > 3*time.Second {
 			t.Errorf("after %s: %+v", took, j.Counts)
 		}
 		// Gone: offline since then.
 		f.Close()
 		until(t, "all are offline", func() bool { return s.Fleet.Counts()[fleet.Offline] == 6 })
-		_, vs = finish(t, s, admin, job.Spec{Target: "*", Fun: "test.ping"})
+		_, vs = finish(admin, t, s, job.Spec{Target: "*", Fun: "test.ping"})
 		for _, v := range vs {
 			if v.State != wire.Offline || v.Since.IsZero() {
 				t.Errorf("of a host that is not there: %+v", v)
@@ -340,7 +340,7 @@ func TestRevokedHostsAreCutOffAtOnce(t *testing.T) {
 		if f.Agents[1].Connected() {
 			t.Error("it came back")
 		}
-		if _, vs := finish(t, s, admin, job.Spec{Target: "*", Fun: "test.ping"}); len(vs) != 2 {
+		if _, vs := finish(admin, t, s, job.Spec{Target: "*", Fun: "test.ping"}); len(vs) != 2 {
 			t.Errorf("jobs go to %d hosts", len(vs))
 		}
 		if err := f.Agents[1].Enrol(t.Context()); fault.Code(err) != "host_revoked" {
@@ -358,8 +358,8 @@ func TestCommandsThatAreNotForThisHostNowAreRefused(t *testing.T) {
 	s, _ := serve(t, Config{Dir: t.TempDir(), TLS: true})
 	admin := asAdmin(t.Context())
 	f := simulate(t, s, 2, nil)
-	finish(t, s, admin, job.Spec{Target: "*", Fun: "test.ping"})
-	m := s.Fleet.Members(all(t, s, admin))
+	finish(admin, t, s, job.Spec{Target: "*", Fun: "test.ping"})
+	m := s.Fleet.Members(all(admin, t, s))
 	now := time.Now().UnixMicro()
 	good := wire.Command{Job: "20261128101010000001", Host: m[0].Word, Instance: m[0].Instance, Fun: "sim.work", Issued: now, Expires: now + 60e6, Timeout: 10}
 	_, foreign, err := ed25519.GenerateKey(nil)
@@ -407,7 +407,7 @@ func TestCommandsThatAreNotForThisHostNowAreRefused(t *testing.T) {
 	}
 }
 
-func all(t *testing.T, s *Server, ctx context.Context) selector.Set {
+func all(ctx context.Context, t *testing.T, s *Server) selector.Set {
 	t.Helper()
 	set, err := s.Fleet.Select(ctx, selector.Glob, "*")
 	if err != nil {
@@ -451,7 +451,7 @@ func TestAgentsKeepToTheirSubjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	victim := s.Fleet.Members(all(t, s, admin))
+	victim := s.Fleet.Members(all(admin, t, s))
 	other := victim[slices.IndexFunc(victim, func(m fleet.Member) bool { return m.Name != "evil" })]
 	heard := make(chan string, 10)
 	for _, sub := range []string{"to." + other.Word + ".>", "from.>", ">", "$SYS.>", "_INBOX.>"} {
@@ -478,7 +478,7 @@ func TestAgentsKeepToTheirSubjects(t *testing.T) {
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	_, vs := wait(t, s, admin, j)
+	_, vs := wait(admin, t, s, j)
 	if v := vs[other.Name]; string(v.Return) != "true" || len(vs) != 1 {
 		t.Errorf("the job has the verdicts %+v", vs)
 	}
@@ -514,7 +514,7 @@ func TestAClonedMachineIsRefused(t *testing.T) {
 		return err == nil && h.Clone != ""
 	})
 	for range 5 {
-		if _, vs := finish(t, s, admin, job.Spec{Target: "*", Fun: "sim.work"}); vs["sim-00001"].State != wire.Answered {
+		if _, vs := finish(admin, t, s, job.Spec{Target: "*", Fun: "sim.work"}); vs["sim-00001"].State != wire.Answered {
 			t.Errorf("%+v", vs)
 		}
 	}
@@ -563,7 +563,7 @@ func TestJobsSurviveARestartOfTheServer(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		s, stop = start()
 		defer stop()
-		j, vs := wait(t, s, admin, j)
+		j, vs := wait(admin, t, s, j)
 		if len(vs) != 12 || j.Counts[wire.Answered] != 12 {
 			t.Errorf("%d verdicts, %+v", len(vs), j.Counts)
 		}
@@ -618,7 +618,7 @@ func TestRules(t *testing.T) {
 		want("a viewer approves", fault.Code(s.Jobs.Approve(alice, j.ID)), "denied")
 		want("an admin approves", fault.Code(s.Jobs.Approve(admin, j.ID)), "")
 		want("twice", fault.Code(s.Jobs.Approve(admin, j.ID)), "job_decided")
-		if j, _ = wait(t, s, admin, j); j.Counts[wire.Answered] != 4 {
+		if j, _ = wait(admin, t, s, j); j.Counts[wire.Answered] != 4 {
 			t.Errorf("after the approval: %+v", j)
 		}
 		if _, err := event.Verify(admin, s.DB, nil); err != nil {
@@ -659,7 +659,7 @@ func TestPolicyOfTheHost(t *testing.T) {
 	defer stop()
 	until(t, "it is connected", a.Connected)
 	code := func(fun string) string {
-		_, vs := finish(t, s, admin, job.Spec{Target: "strict", Fun: fun})
+		_, vs := finish(admin, t, s, job.Spec{Target: "strict", Fun: fun})
 		return vs["strict"].State + " " + vs["strict"].Code
 	}
 	for fun, want := range map[string]string{"cmd.run": "refused policy_forbidden", "test.ping": "answered ", "bad.panic": "failed function_panic"} {
@@ -705,7 +705,7 @@ func TestAHostThatDiesMidJob(t *testing.T) {
 	if err := os.WriteFile(entries[0], began, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, vs := wait(t, s, admin, j)
+	_, vs := wait(admin, t, s, j)
 	if v := vs["sim-00001"]; v.State != wire.Offline && v.State != wire.Answered {
 		t.Errorf("%+v", v)
 	}
@@ -727,7 +727,7 @@ func TestStreamHasSaltsTags(t *testing.T) {
 	sub := s.Jobs.Stream.Subscribe("salt/*")
 	defer sub.Close()
 	simulate(t, s, 2, nil)
-	j, _ := finish(t, s, admin, job.Spec{Target: "*", Fun: "test.ping"})
+	j, _ := finish(admin, t, s, job.Spec{Target: "*", Fun: "test.ping"})
 	want := map[string]bool{"salt/minion/sim-00001/start": false, "salt/minion/sim-00002/start": false, "salt/job/" + j.ID + "/new": false, "salt/job/" + j.ID + "/ret/sim-00001": false, "salt/job/" + j.ID + "/ret/sim-00002": false}
 	until(t, "all tags are there", func() bool {
 		for {
@@ -789,7 +789,7 @@ func TestBatchesUnderFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		j, vs := wait(t, s, admin, j)
+		j, vs := wait(admin, t, s, j)
 		if !stopped.IsZero() && time.Since(stopped) > time.Second {
 			t.Errorf("round %d: it went on for %s after the stop", round, time.Since(stopped))
 		}
@@ -859,7 +859,7 @@ func TestAgentsAtASite(t *testing.T) {
 	}
 	defer leaf.Close()
 	f := simulate(t, s, 4, func(c *sim.Config) { c.Bus = []string{"nats://" + leaf.Addr()} })
-	if j, _ := finish(t, s, admin, job.Spec{Target: "*", Fun: "sim.work"}); j.Counts[wire.Answered] != 4 {
+	if j, _ := finish(admin, t, s, job.Spec{Target: "*", Fun: "sim.work"}); j.Counts[wire.Answered] != 4 {
 		t.Errorf("%+v", j)
 	}
 	if err := s.Fleet.Remove(admin, "sim-00001", "stolen"); err != nil {

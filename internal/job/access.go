@@ -242,7 +242,7 @@ func (s *Store) decide(ctx context.Context, id string, yes bool, why string) err
 	}
 	r.hosts = ids
 	kind, state, first := "job.reject", StateRejected, 0
-	var ended int64 = s.db.Now()
+	ended := s.db.Now()
 	if yes {
 		kind, state, ended = "job.approve", StateRunning, 0
 		first, r.again = r.plan.Admit(time.Now())

@@ -145,7 +145,7 @@ func (s *Store) Start(ctx context.Context, sp Spec) (Job, error) {
 		return Job{}, fault.NotFound("target_empty", "no host matches %s %.200q", sp.Form, sp.Target).Fix("see `drover host list` with the same target; a glob matches whole names, and quotes keep the shell from reading it")
 	}
 	if sp.Subset > 0 && sp.Subset < len(members) {
-		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] }) //nolint:gosec // no secret
 		members = members[:sp.Subset]
 		slices.SortFunc(members, func(a, b fleet.Member) int { return strings.Compare(a.Name, b.Name) })
 	}

@@ -405,7 +405,7 @@ func highstate(w io.Writer, v Verdict) error {
 		y, _ := o.vals[b].(ordered)
 		return int(num(x) - num(y))
 	})
-	good, failed, changed := 0, 0, 0
+	fine, failed, changed := 0, 0, 0
 	for _, tag := range o.keys {
 		m, ok := o.vals[tag].(ordered)
 		parts := strings.Split(tag, "_|-")
@@ -413,10 +413,10 @@ func highstate(w io.Writer, v Verdict) error {
 			continue
 		}
 		changes, _ := m.vals["changes"].(ordered)
-		if m.vals["result"] == false {
+		if good, told := m.vals["result"].(bool); told && !good {
 			failed++
 		} else {
-			good++
+			fine++
 		}
 		if len(changes.keys) > 0 {
 			changed++
@@ -434,6 +434,6 @@ func highstate(w io.Writer, v Verdict) error {
 			nested(w, changes, 14)
 		}
 	}
-	fmt.Fprintf(w, "\nSummary for %s\n------------\nSucceeded: %d (changed=%d)\nFailed:    %d\n------------\nTotal states run:     %d\n", v.Host, good, changed, failed, good+failed)
+	fmt.Fprintf(w, "\nSummary for %s\n------------\nSucceeded: %d (changed=%d)\nFailed:    %d\n------------\nTotal states run:     %d\n", v.Host, fine, changed, failed, fine+failed)
 	return nil
 }
