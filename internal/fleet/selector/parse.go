@@ -102,8 +102,8 @@ const around = 38
 // wrong is the fault of what stands at a byte of the text, which it shows.
 func (p *parser) wrong(off int, format string, args ...any) *fault.Error {
 	col := p.column(off)
-	line, at := []rune(p.text[max(0, off-around*utf8.UTFMax):min(len(p.text), off+around*utf8.UTFMax)]), 0
-	at = utf8.RuneCountInString(p.text[max(0, off-around*utf8.UTFMax):off])
+	line := []rune(p.text[max(0, off-around*utf8.UTFMax):min(len(p.text), off+around*utf8.UTFMax)])
+	at := utf8.RuneCountInString(p.text[max(0, off-around*utf8.UTFMax):off])
 	left, right := "", ""
 	if drop := at - around; drop > 0 || off > around*utf8.UTFMax {
 		drop = max(drop, 0)

@@ -135,7 +135,7 @@ func (p *parser) word(t token) (*Node, *fault.Error) {
 
 // engine splits LETTER@REST or LETTER DELIMITER@REST. The delimiter may be any letter, even @.
 func engine(w string) (letter rune, delim, rest string, ok bool) {
-	if w == "" || !(w[0] >= 'A' && w[0] <= 'Z' || w[0] >= 'a' && w[0] <= 'z') {
+	if w == "" || (w[0] < 'A' || w[0] > 'Z') && (w[0] < 'a' || w[0] > 'z') {
 		return 0, "", "", false
 	}
 	letter, w = rune(w[0]), w[1:]
