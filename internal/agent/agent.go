@@ -41,6 +41,7 @@ type Config struct {
 	Log      *slog.Logger
 	HTTP     *http.Client // nil makes one
 	Connect  []nats.Option
+	Now      func() time.Time // the host's clock, which may be wrong; nil is the machine's
 }
 
 // Machine is how the host is told from others.
@@ -81,6 +82,9 @@ type Agent struct {
 // New makes an agent. It does not need the server yet.
 func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, log: cfg.Log, instance: random(12), running: map[string]*task{}, welcomed: make(chan struct{}, 1), report: make(chan struct{}, 1), http: cfg.HTTP}
+	if a.cfg.Now == nil {
+		a.cfg.Now = time.Now
+	}
 	var err error
 	if a.journal, err = openJournal(cfg.Dir); err != nil {
 		return nil, err
@@ -149,7 +153,7 @@ func (a *Agent) now() int64 {
 
 func (a *Agent) nowLocked() int64 {
 	if a.when.IsZero() {
-		return time.Now().UnixMicro()
+		return a.cfg.Now().UnixMicro()
 	}
 	return a.welcome.Now + time.Since(a.when).Microseconds()
 }

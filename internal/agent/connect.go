@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,14 +50,11 @@ func (a *Agent) listen(ctx context.Context) error {
 		}),
 	}
 	if slices.ContainsFunc(ad.Bus, func(u string) bool { return strings.HasPrefix(u, "tls://") }) {
-		pool, err := x509.SystemCertPool()
+		c, err := secure(a.cfg.Now, ad.CA, a.cfg.CA, ad.Bus...)
 		if err != nil {
-			pool = x509.NewCertPool()
+			return err
 		}
-		for _, ca := range []string{ad.CA, a.cfg.CA} {
-			pool.AppendCertsFromPEM([]byte(ca))
-		}
-		opts = append(opts, nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}))
+		opts = append(opts, nats.Secure(c))
 	}
 	if len(ad.Bus) == 0 {
 		return fault.Unavailable("bus_none", "the server has no bus for agents").Fix("give the server bus_listen")
@@ -163,7 +158,7 @@ func (a *Agent) hello(c *nats.Conn, ad admission) {
 	}
 	a.mu.Lock()
 	a.nonce = random(12)
-	h := wire.Hello{Nonce: a.nonce, Instance: a.instance, Version: a.cfg.Version, Cap: wire.Capability, Boot: a.cfg.Machine.Boot, Machine: a.cfg.Machine.ID, Clock: time.Now().UnixMicro(),
+	h := wire.Hello{Nonce: a.nonce, Instance: a.instance, Version: a.cfg.Version, Cap: wire.Capability, Boot: a.cfg.Machine.Boot, Machine: a.cfg.Machine.ID, Clock: a.cfg.Now().UnixMicro(),
 		Inventory: a.journal.inventoryDigest(), Conn: fmt.Sprintf("%s/%d", c.ConnectedServerId(), id), Again: a.been}
 	for jid := range a.running {
 		h.Running = append(h.Running, jid)
@@ -173,7 +168,7 @@ func (a *Agent) hello(c *nats.Conn, ad admission) {
 }
 
 func (a *Agent) alive() {
-	a.say("alive", wire.Alive{Instance: a.instance, Clock: time.Now().UnixMicro()})
+	a.say("alive", wire.Alive{Instance: a.instance, Clock: a.cfg.Now().UnixMicro()})
 }
 
 // say tells the server something; what is lost is said again by whoever needs it.

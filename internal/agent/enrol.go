@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -109,18 +108,13 @@ func (a *Agent) keep() error {
 	return durable.WriteFile(filepath.Join(a.cfg.Dir, "server.json"), b, 0o600)
 }
 
-// client makes an HTTP client that trusts the system's CAs and those that are given.
-func client(cas ...string) (*http.Client, error) {
-	pool, err := x509.SystemCertPool()
+// client makes an HTTP client for the server.
+func (a *Agent) client(own string) (*http.Client, error) {
+	c, err := secure(a.cfg.Now, own, a.cfg.CA, a.cfg.URL)
 	if err != nil {
-		pool = x509.NewCertPool()
+		return nil, err
 	}
-	for _, ca := range cas {
-		if ca != "" && !pool.AppendCertsFromPEM([]byte(ca)) {
-			return nil, fault.Invalid("ca", "the CA of the server is no certificate")
-		}
-	}
-	return &http.Client{Timeout: 5 * time.Minute, Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
+	return &http.Client{Timeout: 5 * time.Minute, Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: c, ForceAttemptHTTP2: true,
 		MaxIdleConns: 2, IdleConnTimeout: 20 * time.Second, TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: time.Minute}}, nil
 }
 
@@ -135,7 +129,7 @@ func (a *Agent) trust(ctx context.Context) error {
 		return fault.Denied("plain_http", "the server's key is not taken from %s in clear", a.cfg.URL).Fix("use https, or give the key's pin")
 	}
 	if a.http == nil {
-		if a.http, err = client(a.cfg.CA, a.admit.CA); err != nil {
+		if a.http, err = a.client(a.admit.CA); err != nil {
 			return err
 		}
 	}
@@ -175,7 +169,7 @@ func (a *Agent) trust(ctx context.Context) error {
 	a.server, a.admit.Server, a.admit.CA = key, t.Key, tr.CA
 	a.mu.Unlock()
 	if tr.CA != "" && a.cfg.HTTP == nil {
-		if a.http, err = client(a.cfg.CA, tr.CA); err != nil {
+		if a.http, err = a.client(tr.CA); err != nil {
 			return err
 		}
 	}

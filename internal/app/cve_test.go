@@ -22,7 +22,7 @@ import (
 )
 
 // enrolment makes the request of a new key.
-func enrolment(t *testing.T, name, ticket string) fleetwire.Enrol {
+func enrolment(t *testing.T, name, ticket string, change ...func(*fleetwire.Enrol)) fleetwire.Enrol {
 	t.Helper()
 	pair, err := nkeys.CreateUser()
 	if err != nil {
@@ -35,6 +35,9 @@ func enrolment(t *testing.T, name, ticket string) fleetwire.Enrol {
 	var n [16]byte
 	_, _ = rand.Read(n[:]) // never fails, crypto/rand
 	e := fleetwire.Enrol{Name: name, Key: pub, Ticket: ticket, Cap: fleetwire.Capability, Nonce: hex.EncodeToString(n[:])}
+	for _, fn := range change {
+		fn(&e)
+	}
 	if e.Sig, err = pair.Sign(e.Signed()); err != nil {
 		t.Fatal(err)
 	}

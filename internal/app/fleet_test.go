@@ -227,8 +227,8 @@ func TestEveryHostHasAVerdict(t *testing.T) {
 		if v := vs["sim-00002"]; v.State != wire.Refused || v.Code != "test_unknown" {
 			t.Errorf("test mode of a function that has none: %+v", v)
 		}
-		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00003", Fun: "test.fill", Args: []any{1 << 20}})
-		if v := vs["sim-00003"]; v.State != wire.Answered || v.Blob == "" || v.Size != 1<<20+2 || len(v.Return) > 8<<10 {
+		_, vs = finish(admin, t, s, job.Spec{Target: "sim-00003", Fun: "test.fill", Args: []any{10 << 20}})
+		if v := vs["sim-00003"]; v.State != wire.Answered || v.Blob == "" || v.Size != 10<<20+2 || len(v.Return) > 8<<10 {
 			t.Errorf("a large result: state %s blob %s size %d inline %d", v.State, v.Blob, v.Size, len(v.Return))
 		}
 		if _, err := s.Jobs.Start(admin, job.Spec{Target: "nobody*", Fun: "test.ping"}); fault.Code(err) != "target_empty" {
@@ -868,4 +868,66 @@ func TestAgentsAtASite(t *testing.T) {
 	until(t, "it is cut off at the site", func() bool { return !f.Agents[0].Connected() })
 	leaf.Close()
 	until(t, "the others are gone with the site", func() bool { return f.Connected() == 0 })
+}
+
+// A host whose clock is off by hours works, in both directions, and its page says so.
+func TestAClockThatIsOffByHours(t *testing.T) {
+	s, _ := serve(t, Config{Dir: t.TempDir(), TLS: true})
+	admin := asAdmin(t.Context())
+	for name, off := range map[string]time.Duration{"slow": -7 * time.Hour, "fast": 9 * time.Hour, "ancient": -30 * 365 * 24 * time.Hour} {
+		ts, err := s.Fleet.NewTickets(admin, fleet.Ticket{Host: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := agent.New(agent.Config{URL: s.URL, Pin: fleetwire.Pin(s.Fleet.Public()), Name: name, Ticket: ts[0], Version: "1.0", Log: slog.New(slog.DiscardHandler), Policy: func() agent.Policy { return agent.Policy{} },
+			Registry: module.NewRegistry([]module.Function{{Name: "test.ping", Run: func(context.Context, *module.Call) (any, error) { return true, nil }}}), Now: func() time.Time { return time.Now().Add(off) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = a.Run(ctx) })
+		until(t, name+" is connected", a.Connected)
+		if _, vs := finish(admin, t, s, job.Spec{Target: name, Fun: "test.ping"}); vs[name].State != wire.Answered {
+			t.Errorf("%+v", vs)
+		}
+		if h, err := s.Fleet.Host(admin, name); err != nil || h.Skew == "" || strings.HasPrefix(h.Skew, "-") != (off < 0) {
+			t.Errorf("%s: its clock is said to be off by %q, %v", name, h.Skew, err)
+		}
+		stop()
+		wg.Wait()
+	}
+}
+
+// What an agent pins is what it gets: another server with the same address is not believed.
+func TestAnotherServerIsNotBelieved(t *testing.T) {
+	s, _ := serve(t, Config{Dir: t.TempDir(), TLS: true})
+	ca, err := os.ReadFile(s.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]agent.Config{
+		"pin_mismatch":   {Pin: "SHA256:another"},
+		"server_unknown": {},
+		"host_name":      {CA: string(ca), Name: "BAD NAME"},
+	} {
+		c.URL, c.Version, c.Log = s.URL, "1.0", slog.New(slog.DiscardHandler)
+		if c.Name == "" {
+			c.Name = "web-01"
+		}
+		a, err := agent.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Enrol(t.Context()); fault.Code(err) != what {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Agents that are older than the server can be talked to, down to a limit; newer ones speak as it does.
+	for capability, want := range map[int]string{0: "agent_old", fleetwire.Oldest: "", 99: ""} {
+		_, err := s.Fleet.Enrol(t.Context(), enrolment(t, fmt.Sprintf("cap-%d", capability), "", func(e *fleetwire.Enrol) { e.Cap = capability }))
+		if fault.Code(err) != want {
+			t.Errorf("capability %d: %v", capability, err)
+		}
+	}
 }
