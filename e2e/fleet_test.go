@@ -134,25 +134,14 @@ func TestFleetCrash(t *testing.T) {
 				time.Sleep(time.Duration(rng.IntN(700)) * time.Millisecond)
 				s.kill()
 				s.start()
+				if i%10 == 9 { // a host takes no more than 64 commands at once
+					s.ended(ids, n)
+				}
 			}
 			if err := s.hosts.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			for _, id := range ids {
-				var j job.Whole
-				for range 1200 {
-					if err := s.client.Call(t.Context(), "GET", "/api/v1/jobs/"+id, nil, &j); err != nil {
-						t.Fatal(err)
-					}
-					if j.State == job.StateDone {
-						break
-					}
-					time.Sleep(100 * time.Millisecond)
-				}
-				if j.State != job.StateDone || len(j.Hosts) != n || j.Counts["answered"] != n {
-					t.Errorf("job %s is %s: %v, %d verdicts", id, j.State, j.Counts, len(j.Hosts))
-				}
-			}
+			s.ended(ids, n)
 			for i := range n {
 				if ran := s.hosts.Ran(i); ran != int64(len(ids)) {
 					t.Errorf("host %d ran %d jobs of %d", i, ran, len(ids))
@@ -162,6 +151,32 @@ func TestFleetCrash(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// ended waits until jobs are done, and wants an answer of all n hosts for each.
+func (s *fleetSite) ended(ids []string, n int) {
+	s.Helper()
+	for _, id := range ids {
+		var j job.Whole
+		for range 1200 {
+			if err := s.client.Call(s.Context(), "GET", "/api/v1/jobs/"+id, nil, &j); err != nil {
+				s.Fatal(err)
+			}
+			if j.State == job.StateDone {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if j.State == job.StateDone && len(j.Hosts) == n && j.Counts["answered"] == n {
+			continue
+		}
+		s.Errorf("job %s is %s: %v, %d verdicts", id, j.State, j.Counts, len(j.Hosts))
+		for _, v := range j.Hosts {
+			if v.State != "answered" {
+				s.Logf("%+v", v)
+			}
+		}
 	}
 }
 

@@ -71,7 +71,6 @@ type Agent struct {
 	when    time.Time // of the welcome, by the monotonic clock
 	running map[string]*task
 	jitter  time.Duration
-	been    bool // has been welcomed in this process
 
 	welcomed chan struct{} // gets one at each welcome
 	report   chan struct{} // gets one when a report is wanted

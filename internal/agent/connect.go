@@ -159,7 +159,7 @@ func (a *Agent) hello(c *nats.Conn, ad admission) {
 	a.mu.Lock()
 	a.nonce = random(12)
 	h := wire.Hello{Nonce: a.nonce, Instance: a.instance, Version: a.cfg.Version, Cap: wire.Capability, Boot: a.cfg.Machine.Boot, Machine: a.cfg.Machine.ID, Clock: a.cfg.Now().UnixMicro(),
-		Inventory: a.journal.inventoryDigest(), Conn: fmt.Sprintf("%s/%d", c.ConnectedServerId(), id), Again: a.been}
+		Inventory: a.journal.inventoryDigest(), Conn: fmt.Sprintf("%s/%d", c.ConnectedServerId(), id)}
 	for jid := range a.running {
 		h.Running = append(h.Running, jid)
 	}
@@ -225,7 +225,7 @@ func (a *Agent) welcomeIn(b []byte) error {
 		return nil // of an earlier hello, or for another process
 	}
 	a.nonce = ""
-	a.welcome, a.when, a.jitter, a.been = w, time.Now(), time.Duration(min(max(w.Jitter, 0), 600_000))*time.Millisecond, true
+	a.welcome, a.when, a.jitter = w, time.Now(), time.Duration(min(max(w.Jitter, 0), 600_000))*time.Millisecond
 	a.mu.Unlock()
 	poke(a.welcomed)
 	return nil

@@ -97,7 +97,6 @@ type Hello struct {
 	Inventory string   `json:"inventory"` // digest of what was reported last, "" for nothing
 	Conn      string   `json:"conn"`      // of the connection: SERVER/NUMBER
 	Running   []string `json:"running,omitempty"`
-	Again     bool     `json:"again,omitempty"` // this process has been here before
 }
 
 // Welcome is the answer to a Hello.
@@ -113,7 +112,6 @@ type Welcome struct {
 	Inventory string `json:"inventory"`         // digest of what the server knows
 	Cap       int    `json:"cap"`
 	Version   string `json:"version"`
-	Upgrade   string `json:"upgrade,omitempty"` // version that the agent should become
 }
 
 // Alive tells that an agent is there.
