@@ -380,7 +380,9 @@ func (v serverVerb) Run(e *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	s, err := NewServer(e.Ctx, c, e.Version, logger(e.Err, v.Debug))
+	log := logger(e.Err, v.Debug)
+	limits(log)
+	s, err := NewServer(e.Ctx, c, e.Version, log)
 	if err != nil {
 		return err
 	}
