@@ -70,6 +70,7 @@ type Agent struct {
 	welcome wire.Welcome
 	when    time.Time // of the welcome, by the monotonic clock
 	running map[string]*task
+	ran     bool // a command ran since memory was given back
 	jitter  time.Duration
 
 	welcomed chan struct{} // gets one at each welcome

@@ -128,7 +128,7 @@ func (a *Agent) start(c wire.Command, f module.Function, known bool) {
 		fail(fault.Unavailable("agent_busy", "this host runs %d commands already", maxTasks).Fix("wait for them, or end some: `drover job list --host`"))
 		return
 	}
-	a.running[c.Job] = t
+	a.running[c.Job], a.ran = t, true
 	a.mu.Unlock()
 	a.work.Go(func() {
 		defer cancel(nil)
@@ -351,5 +351,12 @@ func (a *Agent) Kill(jid string, signal int) error {
 func (a *Agent) sweep(ctx context.Context) {
 	for pause(ctx, time.Minute+spread(10*time.Second)) == nil {
 		a.journal.sweep(a.now())
+		a.mu.Lock()
+		idle := a.ran && len(a.running) == 0
+		a.ran = a.ran && !idle
+		a.mu.Unlock()
+		if idle && a.cfg.Dir != "" {
+			trim()
+		}
 	}
 }

@@ -40,10 +40,14 @@ func (a *Agent) listen(ctx context.Context) error {
 			if n <= 1 {
 				return 50*time.Millisecond + spread(a.spreadOver())
 			}
-			return time.Duration(min(n, 10))*time.Second + spread(a.spreadOver())
+			return time.Duration(min(n, 5))*time.Second + spread(a.spreadOver())
 		}),
 		nats.UserJWT(func() (string, error) { return ad.JWT, nil }, a.pair.Sign),
-		nats.ReconnectHandler(func(*nats.Conn) { poke(hello) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { a.log.Warn("the connection to the server is lost", "err", err) }),
+		nats.ReconnectHandler(func(c *nats.Conn) {
+			a.log.Info("connected to the server again", "bus", c.ConnectedUrlRedacted())
+			poke(hello)
+		}),
 		nats.ClosedHandler(func(c *nats.Conn) { closed <- c.LastError() }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			a.log.Warn("the bus refuses", "err", err)

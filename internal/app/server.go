@@ -343,7 +343,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
+		s.Log.Info("the server ends, as it was told to")
 	case err = <-failed:
+		s.Log.Error("the server ends", "err", err)
 	}
 	children() // builders give back what they hold while the server still hears them
 	stop()

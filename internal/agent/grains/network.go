@@ -194,7 +194,7 @@ func (h *host) inHosts(node string) (k known) {
 			continue
 		}
 		k.names = append(k.names, f[1:]...)
-		if a != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && !(a.Is6() && a.IsLoopback()) {
+		if a != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && (!a.Is6() || !a.IsLoopback()) {
 			k.addrs = append(k.addrs, a.WithZone(""))
 		}
 	}

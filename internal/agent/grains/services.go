@@ -2,13 +2,13 @@ package grains
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
 
+	"drover/internal/agent/module"
 	"drover/internal/fault"
 )
 
@@ -17,23 +17,13 @@ const busDeadline = 5 * time.Second
 
 // systemBus connects to the system bus of the host.
 func systemBus(ctx context.Context) (*godbus.Conn, error) {
-	c, err := godbus.SystemBusPrivate(godbus.WithContext(ctx))
-	if err != nil {
-		return nil, err
-	}
-	if err := c.Auth(nil); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	if err := c.Hello(); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
+	return godbus.ConnectSystemBus(godbus.WithContext(ctx))
 }
 
 func manager(ctx context.Context, dial func(context.Context) (*godbus.Conn, error)) (*dbus.Conn, error) {
 	c, err := dbus.NewConnection(func() (*godbus.Conn, error) { return dial(ctx) })
 	if err != nil {
-		return nil, fault.Unavailable("dbus_missing", "the system bus of this host does not answer").Wrap(err).Fix("start dbus-broker or dbus-daemon; in a container without an init there is none")
+		return nil, module.NoBus(err)
 	}
 	return c, nil
 }

@@ -1,55 +1,23 @@
 package grains
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"drover/internal/fault"
-
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
-)
 
-// bus starts a message bus of its own and gives what connects to it.
-func bus(t *testing.T) func(context.Context) (*dbus.Conn, error) {
-	t.Helper()
-	dir := t.TempDir()
-	config := filepath.Join(dir, "bus.conf")
-	text := `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><listen>unix:path=` + filepath.Join(dir, "socket") + `</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow receive_sender="*" eavesdrop="true"/><allow own="*"/><allow user="*"/></policy></busconfig>`
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, "dbus-daemon", "--config-file="+config, "--nofork", "--nopidfile", "--nosyslog", "--print-address")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait() // it was killed
-	})
-	address, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dialer(strings.TrimSpace(address))
-}
+	"drover/internal/agent/module/bustest"
+	"drover/internal/fault"
+)
 
 func dialer(address string) func(context.Context) (*dbus.Conn, error) {
 	return func(ctx context.Context) (*dbus.Conn, error) { return dbus.Connect(address, dbus.WithContext(ctx)) }
@@ -85,7 +53,7 @@ func (properties) Get(_, name string) (dbus.Variant, *dbus.Error) {
 }
 
 func TestServices(t *testing.T) {
-	dial := bus(t)
+	dial := dialer(bustest.Start(t))
 	if _, err := services(t.Context(), dial); fault.Code(err) != "systemd_silent" {
 		t.Errorf("a bus without systemd: %v", err)
 	}

@@ -77,8 +77,7 @@ func (h *host) exists(name string) bool {
 	if err != nil {
 		return false
 	}
-	unix.Close(fd)
-	return true
+	return unix.Close(fd) == nil
 }
 
 // link is where a symbolic link leads, in its own words.

@@ -90,6 +90,9 @@ func (c *Call) Num(name string) float64 { n, _ := c.args[name].(float64); return
 // Bool is an argument of type Bool, false for None.
 func (c *Call) Bool(name string) bool { b, _ := c.args[name].(bool); return b }
 
+// Off tells whether an argument is False itself, and not just None.
+func (c *Call) Off(name string) bool { b, is := c.args[name].(bool); return is && !b }
+
 // List is an argument of type List, nil for None.
 func (c *Call) List(name string) []any { l, _ := c.args[name].([]any); return l }
 
@@ -131,6 +134,14 @@ func Text(v any) string {
 		return strconv.FormatFloat(x, 'g', -1, 64)
 	}
 	return jsonText(v)
+}
+
+// Plain is a value as a text of a file or a command line: whole numbers have no point.
+func Plain(v any) string {
+	if f, ok := v.(float64); ok && f == math.Trunc(f) && math.Abs(f) < 1<<63 {
+		v = int64(f)
+	}
+	return Text(v)
 }
 
 // Registry finds functions by name.

@@ -23,7 +23,7 @@ func TestBind(t *testing.T) {
 		{"texts", nil, map[string]any{"name": true, "count": "0x10", "force": "yes", "pkgs": "a, b,,c", "rate": "1.5", "__pub_jid": "x"}, map[string]any{"name": "True", "count": int64(16), "force": true, "pkgs": []any{"a", "b", "c"}, "opts": nil, "rate": 1.5}, ""},
 		{"none is given", []any{"a", nil}, nil, map[string]any{"name": "a", "count": nil, "force": nil, "pkgs": nil, "opts": nil, "rate": nil}, ""},
 		{"missing", nil, nil, nil, "argument"},
-		{"unknown", []any{"a"}, map[string]any{"nmae": "b"}, nil, "argument"},
+		{"unknown", []any{"a"}, map[string]any{"nom": "b"}, nil, "argument"},
 		{"twice", []any{"a"}, map[string]any{"name": "b"}, nil, "argument"},
 		{"too many", []any{"a", 1, 1, nil, nil, nil, 9}, nil, nil, "argument"},
 		{"no number", []any{"a", "seven"}, nil, nil, "argument"},

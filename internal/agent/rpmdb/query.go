@@ -56,7 +56,7 @@ func About(ctx context.Context, root string, labels ...string) (map[string][]Inf
 		}
 		for _, l := range labels {
 			var found []Info
-			if err := labelled(ctx, tx, l, func(h rpm.Header) error {
+			if err := labeled(ctx, tx, l, func(h rpm.Header) error {
 				found = append(found, infoOf(h))
 				return nil
 			}); err != nil {
@@ -113,8 +113,8 @@ func (l label) fits(p Package) bool {
 	return (v == "" || v == p.Version) && (l.release == "" || l.release == p.Release) && (l.arch == "" || l.arch == p.Arch)
 }
 
-// labelled gives the header of each package that a label means.
-func labelled(ctx context.Context, tx *sql.Tx, s string, fn func(rpm.Header) error) error {
+// labeled gives the header of each package that a label means.
+func labeled(ctx context.Context, tx *sql.Tx, s string, fn func(rpm.Header) error) error {
 	if len(s) > 1000 {
 		return fault.Invalid("package_name", "%.100q… is no name of a package", s)
 	}
@@ -134,10 +134,10 @@ func labelled(ctx context.Context, tx *sql.Tx, s string, fn func(rpm.Header) err
 	return nil
 }
 
-// some is labelled for a package that must be there.
+// some is labeled for a package that must be there.
 func some(ctx context.Context, tx *sql.Tx, label string, fn func(rpm.Header) error) error {
 	found := false
-	err := labelled(ctx, tx, label, func(h rpm.Header) error {
+	err := labeled(ctx, tx, label, func(h rpm.Header) error {
 		found = true
 		return fn(h)
 	})

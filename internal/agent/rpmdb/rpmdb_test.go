@@ -200,7 +200,7 @@ func TestFilesAreThoseThatRPMLists(t *testing.T) {
 		}
 		var got []string
 		for _, f := range fs {
-			got = append(got, strings.Join([]string{f.Path, fmt.Sprintf("%o", f.Mode), f.User, f.Group, fmt.Sprint(f.Size), fmt.Sprint(f.Mtime), f.Digest, f.Linkto, fmt.Sprint(f.Flags), fmt.Sprint(uint32(f.Verify)), f.State.String(), f.Caps}, separator))
+			got = append(got, strings.Join([]string{f.Path, fmt.Sprintf("%o", f.Mode), f.User, f.Group, fmt.Sprint(f.Size), fmt.Sprint(f.Mtime), f.Digest, f.Linkto, fmt.Sprint(f.Flags), fmt.Sprint(f.Verify), f.State.String(), f.Caps}, separator))
 		}
 		want := strings.TrimSuffix(strings.ReplaceAll(r.rpm(t, "rpm", "-q", "--qf", "["+strings.Join(strings.Fields("%{FILENAMES} %{FILEMODES:octal} %{FILEUSERNAME} %{FILEGROUPNAME} %{LONGFILESIZES} %{FILEMTIMES} %{FILEDIGESTS} %{FILELINKTOS} %{FILEFLAGS} %{FILEVERIFYFLAGS} %{FILESTATES:fstate} %{FILECAPS}"), separator)+"\n]", name),
 			"(none)", ""), "\n")

@@ -70,11 +70,10 @@ func kindOf(flags uint32) string {
 // for dependencies and scripts, and tells of those that differ. Ghosts, which the package does not
 // bring, are only looked at when asked for. Without such a package the error has code
 // package_missing.
-func Verify(ctx context.Context, root, label string, ghosts bool) (map[string]Mismatch, error) {
+func Verify(ctx context.Context, root, label string, ghosts bool) (out map[string]Mismatch, err error) {
 	t := newTree(root)
-	defer t.close()
-	var out map[string]Mismatch
-	err := read(ctx, root, func(tx *sql.Tx) error {
+	defer func() { err = errors.Join(err, t.close()) }()
+	err = read(ctx, root, func(tx *sql.Tx) error {
 		out = map[string]Mismatch{}
 		return some(ctx, tx, label, func(h rpm.Header) error {
 			fs, err := filesOf(h)
@@ -145,11 +144,13 @@ type tree struct {
 
 func newTree(root string) *tree { return &tree{root: clean(root), fd: -1} }
 
-func (t *tree) close() {
-	if t.fd >= 0 {
-		unix.Close(t.fd)
-	}
+func (t *tree) close() error {
+	fd := t.fd
 	t.fd, t.dir = -1, ""
+	if fd < 0 {
+		return nil
+	}
+	return unix.Close(fd)
 }
 
 // enter opens a directory. Links in the path lead to places below the root.
@@ -157,7 +158,9 @@ func (t *tree) enter(dir string) error {
 	if t.fd >= 0 && t.dir == dir {
 		return nil
 	}
-	t.close()
+	if err := t.close(); err != nil {
+		return err
+	}
 	fd, err := openDir(t.root, dir)
 	if err != nil {
 		return err
@@ -186,9 +189,7 @@ func (t *tree) same(a, b string) bool {
 		if err != nil {
 			return false
 		}
-		err = unix.Fstat(fd, &s[i])
-		unix.Close(fd)
-		if err != nil {
+		if err := errors.Join(unix.Fstat(fd, &s[i]), unix.Close(fd)); err != nil {
 			return false
 		}
 	}
@@ -215,7 +216,7 @@ func (t *tree) verify(ctx context.Context, f File) (m Mismatch, ok bool, err err
 	var st unix.Stat_t
 	if err := t.enter(dir); err != nil || unix.Fstatat(t.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		m.Missing = true
-		return m, f.Flags&(rpm.FileMissingOK|rpm.FileGhost) != 0, nil
+		return m, f.Flags&(rpm.FileMissingOK|rpm.FileGhost) != 0, nil //nolint:nilerr // that it cannot be reached is what is told
 	}
 	typ := st.Mode & unix.S_IFMT
 	if f.IsDir() && typ == unix.S_IFLNK {
@@ -223,8 +224,7 @@ func (t *tree) verify(ctx context.Context, f File) (m Mismatch, ok bool, err err
 		var to unix.Stat_t
 		fd, err := openDir(t.root, f.Path)
 		if err == nil {
-			err = unix.Fstat(fd, &to)
-			unix.Close(fd)
+			err = errors.Join(unix.Fstat(fd, &to), unix.Close(fd))
 		}
 		if err == nil && (st.Uid == 0 || t.user(st.Uid) == f.User) {
 			st, typ = to, to.Mode&unix.S_IFMT

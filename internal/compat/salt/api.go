@@ -187,13 +187,18 @@ func (a *API) logout(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, r, http.StatusOK, map[string]string{"return": "Your token has been cleared"})
 }
 
-// low runs lowstates for whom the session is of.
-func (a *API) low(ctx context.Context, r *http.Request) (int, any, error) {
+// sent are the lowstates of a request.
+func sent(r *http.Request) ([]low, error) {
 	b, err := read(nil, r, maxBody)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	lows, err := lowstates(r.Header.Get("Content-Type"), b)
+	return lowstates(r.Header.Get("Content-Type"), b)
+}
+
+// low runs lowstates for whom the session is of.
+func (a *API) low(ctx context.Context, r *http.Request) (int, any, error) {
+	lows, err := sent(r)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -271,7 +276,7 @@ func (a *API) one(ctx context.Context, l low, room *budget) ([]any, error) {
 		if err != nil {
 			return nil, err
 		}
-		v, err := runners[l.text("fun")](a, ctx, p, room)
+		v, err := runners[l.text("fun")](ctx, a, p, room)
 		return []any{v}, err
 	case "wheel":
 		v, err := a.wheel(ctx, l)
@@ -283,11 +288,7 @@ func (a *API) one(ctx context.Context, l low, room *budget) ([]any, error) {
 
 // start begins lowstates on hosts and does not wait.
 func (a *API) start(ctx context.Context, r *http.Request) (int, any, error) {
-	b, err := read(nil, r, maxBody)
-	if err != nil {
-		return 0, nil, err
-	}
-	lows, err := lowstates(r.Header.Get("Content-Type"), b)
+	lows, err := sent(r)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -249,7 +249,7 @@ func (l low) arguments() (args []any, kwargs map[string]any, err error) {
 				args = append(args, wire.Value(x))
 			}
 		case map[string]any:
-			if x["__kwarg__"] != true {
+			if is, _ := x["__kwarg__"].(bool); !is {
 				args = append(args, x)
 				continue
 			}

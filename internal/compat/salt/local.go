@@ -42,7 +42,8 @@ func (l low) spec(client string) (sp job.Spec, err error) {
 		return sp, err
 	}
 	if v, ok := sp.Kwargs["test"]; ok && sp.Fun != "http.query" { // which has an argument of this name
-		sp.Test = v == true || text(v) == "1"
+		is, _ := v.(bool)
+		sp.Test = is || text(v) == "1"
 		delete(sp.Kwargs, "test")
 	}
 	switch client {

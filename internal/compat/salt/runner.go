@@ -20,25 +20,25 @@ import (
 // runners are the runners that are supported.
 //
 //nolint:gochecknoglobals // a constant table
-var runners = map[string]func(*API, context.Context, params, *budget) (any, error){
-	"jobs.list_jobs": func(a *API, ctx context.Context, p params, _ *budget) (any, error) { return a.listJobs(ctx, p) },
-	"jobs.active":    func(a *API, ctx context.Context, _ params, _ *budget) (any, error) { return a.active(ctx) },
-	"jobs.lookup_jid": func(a *API, ctx context.Context, p params, room *budget) (any, error) {
+var runners = map[string]func(context.Context, *API, params, *budget) (any, error){
+	"jobs.list_jobs": func(ctx context.Context, a *API, p params, _ *budget) (any, error) { return a.listJobs(ctx, p) },
+	"jobs.active":    func(ctx context.Context, a *API, _ params, _ *budget) (any, error) { return a.active(ctx) },
+	"jobs.lookup_jid": func(ctx context.Context, a *API, p params, room *budget) (any, error) {
 		out, err := a.lookup(ctx, text(p.get(0, "jid")), room)
 		if fault.Code(err) == "job_unknown" {
 			return map[string]any{}, nil
 		}
 		return out, err
 	},
-	"jobs.list_job": func(a *API, ctx context.Context, p params, room *budget) (any, error) {
+	"jobs.list_job": func(ctx context.Context, a *API, p params, room *budget) (any, error) {
 		return a.whole(ctx, text(p.get(0, "jid")), room)
 	},
-	"jobs.print_job": func(a *API, ctx context.Context, p params, room *budget) (any, error) {
+	"jobs.print_job": func(ctx context.Context, a *API, p params, room *budget) (any, error) {
 		jid := text(p.get(0, "jid"))
 		v, err := a.whole(ctx, jid, room)
 		return map[string]any{jid: v}, err
 	},
-	"jobs.exit_success": func(a *API, ctx context.Context, p params, _ *budget) (any, error) {
+	"jobs.exit_success": func(ctx context.Context, a *API, p params, _ *budget) (any, error) {
 		vs, err := a.Jobs.Verdicts(ctx, text(p.get(0, "jid")))
 		out := map[string]bool{}
 		for _, v := range vs {
@@ -46,7 +46,7 @@ var runners = map[string]func(*API, context.Context, params, *budget) (any, erro
 		}
 		return out, err
 	},
-	"jobs.last_run": func(a *API, ctx context.Context, p params, room *budget) (any, error) {
+	"jobs.last_run": func(ctx context.Context, a *API, p params, room *budget) (any, error) {
 		js, err := a.jobs(ctx, text(p.named["function"]), text(p.named["target"]))
 		if err != nil || len(js) == 0 {
 			return false, err
@@ -60,12 +60,12 @@ var runners = map[string]func(*API, context.Context, params, *budget) (any, erro
 	"manage.down":        down,
 	"manage.not_present": down,
 	"manage.not_alived":  down,
-	"manage.status": func(a *API, ctx context.Context, p params, _ *budget) (any, error) {
+	"manage.status": func(ctx context.Context, a *API, p params, _ *budget) (any, error) {
 		there, not, err := a.presence(ctx, p)
 		return map[string]any{"up": there, "down": not}, err
 	},
-	"manage.versions": func(a *API, ctx context.Context, p params, _ *budget) (any, error) { return a.versions(ctx, p) },
-	"mine.get": func(a *API, ctx context.Context, p params, _ *budget) (any, error) {
+	"manage.versions": func(ctx context.Context, a *API, p params, _ *budget) (any, error) { return a.versions(ctx, p) },
+	"mine.get": func(ctx context.Context, a *API, p params, _ *budget) (any, error) {
 		if err := auth.Need(ctx, "host.read", "*"); err != nil {
 			return nil, err
 		}
@@ -82,7 +82,7 @@ var runners = map[string]func(*API, context.Context, params, *budget) (any, erro
 		}
 		return a.Fleet.Mine(ctx, form, tgt, fun)
 	},
-	"cache.grains": func(a *API, ctx context.Context, p params, room *budget) (any, error) {
+	"cache.grains": func(ctx context.Context, a *API, p params, room *budget) (any, error) {
 		form, tgt, err := p.target(0, 1)
 		if err != nil {
 			return nil, err
@@ -239,12 +239,12 @@ func (a *API) presence(ctx context.Context, p params) (there, not []string, err 
 	return there, not, err
 }
 
-func up(a *API, ctx context.Context, p params, _ *budget) (any, error) {
+func up(ctx context.Context, a *API, p params, _ *budget) (any, error) {
 	there, _, err := a.presence(ctx, p)
 	return there, err
 }
 
-func down(a *API, ctx context.Context, p params, _ *budget) (any, error) {
+func down(ctx context.Context, a *API, p params, _ *budget) (any, error) {
 	_, not, err := a.presence(ctx, p)
 	return not, err
 }

@@ -228,7 +228,7 @@ func TestShadow(t *testing.T) {
 		if err != nil || got != v.want {
 			t.Errorf("%s %v = %v, %v", v.fun, v.args, got, err)
 		}
-		s, err := readFile(file)
+		s, err := module.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +265,7 @@ func TestShadowLock(t *testing.T) {
 	if err := errors.Join(<-done, <-done); err != nil {
 		t.Fatal(err)
 	}
-	s, err := readFile(filepath.Join(h.root, "etc/shadow"))
+	s, err := module.ReadFile(filepath.Join(h.root, "etc/shadow"))
 	if err != nil || !strings.Contains(s, ":19:19:7:") {
 		t.Errorf("%v\n%s", err, s)
 	}
@@ -331,7 +331,7 @@ func TestAuthKeys(t *testing.T) {
 			t.Errorf("%s %v = %s, %v\nwant %s", v.fun, v.args, as(t, got), err, v.want)
 		}
 	}
-	s, err := readFile(file)
+	s, err := module.ReadFile(file)
 	if want := `command="a, b",no-pty ssh-ed25519 ` + keyText2 + "\n"; err != nil || s != want {
 		t.Errorf("%v\n%s", err, s)
 	}
@@ -385,11 +385,11 @@ func TestHostileHome(t *testing.T) {
 			if got, err := call(t, h, "ssh.auth_keys", "alice"); err == nil && as(t, got) != "{}" {
 				t.Errorf("the secret was read: %s", as(t, got))
 			}
-			s, err := readFile(secret)
+			s, err := module.ReadFile(secret)
 			if err != nil || s != keyLine+" secret\n" {
 				t.Errorf("the secret is now %q, %v", s, err)
 			}
-			if s, err := readFile(filepath.Join(h.root, "etc/shadow")); err != nil || s != shadowFile {
+			if s, err := module.ReadFile(filepath.Join(h.root, "etc/shadow")); err != nil || s != shadowFile {
 				t.Errorf("shadow is now %q, %v", s, err)
 			}
 		})
@@ -424,7 +424,7 @@ func TestKnownHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(h.root, "home/alice/.ssh/known_hosts")
-	s, err := readFile(file)
+	s, err := module.ReadFile(file)
 	if err != nil || strings.Contains(s, "git.example.com") || strings.Count(s, "|1|") != 2 {
 		t.Errorf("%v\n%s", err, s)
 	}
@@ -436,7 +436,7 @@ func TestKnownHosts(t *testing.T) {
 	if got, err := call(t, h, "ssh.rm_known_host", "alice", "git.example.com"); err != nil || !strings.Contains(as(t, got), `"removed"`) {
 		t.Error(got, err)
 	}
-	if s, err := readFile(file); err != nil || strings.Count(s, "|1|") != 1 {
+	if s, err := module.ReadFile(file); err != nil || strings.Count(s, "|1|") != 1 {
 		t.Errorf("%v\n%s", err, s)
 	}
 }
@@ -451,7 +451,7 @@ func TestKeyEncrypted(t *testing.T) {
 		if o, err := program(t.Context(), "", append([]string{"ssh-keygen", "-q", "-f", file}, v.args...)...); err != nil || o.Code != 0 {
 			t.Fatal(o, err)
 		}
-		s, err := readFile(file)
+		s, err := module.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -503,7 +503,7 @@ func TestCron(t *testing.T) {
 		}
 	}
 	want := "# my own\nMAILTO=me\n5 4 * * * mine\n" + cronTag + "\nEMPTY=\"\"\n# say hello SALT_CRON_IDENTIFIER:hello\n*/5 * * * * echo other\n# two\n# lines SALT_CRON_IDENTIFIER:n\n* * * * * new\n30 * * * * at random\n#DISABLED#@reboot start\n"
-	s, err := readFile(file)
+	s, err := module.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,17 +45,17 @@ type crontab struct {
 }
 
 func (h *host) cron() []module.Function {
-	user := need("user", module.Str)
-	cmd := need("cmd", module.Str)
-	id := may("identifier", module.Any, nil)
-	off := may("commented", module.Bool, false)
-	comment := may("comment", module.Str, nil)
+	user := module.Need("user", module.Str)
+	cmd := module.Need("cmd", module.Str)
+	id := module.May("identifier", module.Any, nil)
+	off := module.May("commented", module.Bool, false)
+	comment := module.May("comment", module.Str, nil)
 	var times, anyTimes []module.Param
 	for _, n := range timeNames {
-		times, anyTimes = append(times, need(n, module.Any)), append(anyTimes, may(n, module.Any, nil))
+		times, anyTimes = append(times, module.Need(n, module.Any)), append(anyTimes, module.May(n, module.Any, nil))
 	}
 	list := func(name string) module.Function {
-		return reads(name, "Gives the crontab of a user in parts: what is managed, and the lines before.\n\nsalt '*' "+name+" root", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Reads(name, "Gives the crontab of a user in parts: what is managed, and the lines before.\n\nsalt '*' "+name+" root", func(ctx context.Context, c *module.Call) (any, error) {
 			t, err := h.readTab(ctx, c.Str("user"))
 			if err != nil {
 				return nil, err
@@ -64,15 +64,15 @@ func (h *host) cron() []module.Function {
 		}, user)
 	}
 	remove := func(name string) module.Function {
-		return tests(name, "Removes a job from the crontab of a user: removed or absent.\n\nsalt '*' "+name+" root /usr/local/weekly", h.rmJob(false), slices.Concat([]module.Param{user, cmd}, anyTimes, []module.Param{id})...)
+		return module.Tests(name, "Removes a job from the crontab of a user: removed or absent.\n\nsalt '*' "+name+" root /usr/local/weekly", h.rmJob(false), slices.Concat([]module.Param{user, cmd}, anyTimes, []module.Param{id})...)
 	}
 	return []module.Function{
-		reads("cron.raw_cron", "Gives the crontab of a user as it is.\n\nsalt '*' cron.raw_cron root", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("cron.raw_cron", "Gives the crontab of a user as it is.\n\nsalt '*' cron.raw_cron root", func(ctx context.Context, c *module.Call) (any, error) {
 			s, err := h.rawTab(ctx, c.Str("user"))
-			return valid(s), err
+			return module.Valid(s), err
 		}, user),
 		list("cron.list_tab"), list("cron.ls"),
-		reads("cron.get_entry", "Gives a managed job of a user, by identifier or command; false when there is none.\n\nsalt '*' cron.get_entry root identifier=task1", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("cron.get_entry", "Gives a managed job of a user, by identifier or command; false when there is none.\n\nsalt '*' cron.get_entry root identifier=task1", func(ctx context.Context, c *module.Call) (any, error) {
 			t, err := h.readTab(ctx, c.Str("user"))
 			if err != nil {
 				return nil, err
@@ -85,8 +85,8 @@ func (h *host) cron() []module.Function {
 				}
 			}
 			return false, nil
-		}, user, id, may("cmd", module.Str, nil)),
-		tests("cron.set_job", "Sets a job in the crontab of a user: new, updated or present.\n\nsalt '*' cron.set_job root '*' '*' '*' '*' 1 /usr/local/weekly", func(ctx context.Context, c *module.Call) (any, error) {
+		}, user, id, module.May("cmd", module.Str, nil)),
+		module.Tests("cron.set_job", "Sets a job in the crontab of a user: new, updated or present.\n\nsalt '*' cron.set_job root '*' '*' '*' '*' 1 /usr/local/weekly", func(ctx context.Context, c *module.Call) (any, error) {
 			j, err := jobArgs(c)
 			if err != nil {
 				return nil, err
@@ -100,7 +100,7 @@ func (h *host) cron() []module.Function {
 			}
 			return h.setTab(ctx, c, j, random)
 		}, slices.Concat([]module.Param{user}, times, []module.Param{cmd, off, comment, id})...),
-		tests("cron.set_special", "Sets a job with a special time like @daily in the crontab of a user.\n\nsalt '*' cron.set_special root @hourly 'echo foobar'", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("cron.set_special", "Sets a job with a special time like @daily in the crontab of a user.\n\nsalt '*' cron.set_special root @hourly 'echo foobar'", func(ctx context.Context, c *module.Call) (any, error) {
 			j, err := jobArgs(c)
 			if err != nil {
 				return nil, err
@@ -109,11 +109,11 @@ func (h *host) cron() []module.Function {
 				return nil, fault.Invalid("bad_time", "%q is no special time of cron", j.Special).Fix("write it like @daily or @reboot")
 			}
 			return h.setTab(ctx, c, j, [5]bool{})
-		}, user, need("special", module.Str), cmd, off, comment, id),
+		}, user, module.Need("special", module.Str), cmd, off, comment, id),
 		remove("cron.rm_job"), remove("cron.rm"),
-		tests("cron.rm_special", "Removes a job with a special time from the crontab of a user.\n\nsalt '*' cron.rm_special root /usr/bin/foo", h.rmJob(true), user, cmd, may("special", module.Str, nil), id),
-		tests("cron.set_env", "Sets a variable in the crontab of a user: new, updated or present.\n\nsalt '*' cron.set_env root MAILTO user@example.com", h.setEnv, user, need("name", module.Str), may("value", module.Str, nil)),
-		tests("cron.rm_env", "Removes a variable from the crontab of a user.\n\nsalt '*' cron.rm_env root MAILTO", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("cron.rm_special", "Removes a job with a special time from the crontab of a user.\n\nsalt '*' cron.rm_special root /usr/bin/foo", h.rmJob(true), user, cmd, module.May("special", module.Str, nil), id),
+		module.Tests("cron.set_env", "Sets a variable in the crontab of a user: new, updated or present.\n\nsalt '*' cron.set_env root MAILTO user@example.com", h.setEnv, user, module.Need("name", module.Str), module.May("value", module.Str, nil)),
+		module.Tests("cron.rm_env", "Removes a variable from the crontab of a user.\n\nsalt '*' cron.rm_env root MAILTO", func(ctx context.Context, c *module.Call) (any, error) {
 			return h.changeTab(ctx, c, func(t *crontab) (string, bool) {
 				n := len(t.Env)
 				t.Env = slices.DeleteFunc(t.Env, func(e cronEnv) bool { return e.Name == c.Str("name") })
@@ -122,15 +122,15 @@ func (h *host) cron() []module.Function {
 				}
 				return "removed", true
 			})
-		}, user, need("name", module.Str)),
-		tests("cron.write_cron_file", "Replaces the crontab of a user by a file.\n\nsalt '*' cron.write_cron_file root /tmp/new_cron", func(ctx context.Context, c *module.Call) (any, error) {
-			s, err := readFile(h.path("", c.Str("path")))
+		}, user, module.Need("name", module.Str)),
+		module.Tests("cron.write_cron_file", "Replaces the crontab of a user by a file.\n\nsalt '*' cron.write_cron_file root /tmp/new_cron", func(ctx context.Context, c *module.Call) (any, error) {
+			s, err := module.ReadFile(h.path("", c.Str("path")))
 			if err != nil || c.Test {
 				return err == nil, err
 			}
 			err = h.writeTab(ctx, c.Str("user"), s)
 			return err == nil, err
-		}, user, need("path", module.Str)),
+		}, user, module.Need("path", module.Str)),
 	}
 }
 
@@ -185,7 +185,7 @@ func idArg(c *module.Call) *string {
 }
 
 func (j cronJob) describe() map[string]any {
-	m := map[string]any{"cmd": valid(j.Cmd), "comment": orNil(j.Comment), "identifier": orNil(j.ID), "commented": j.Off}
+	m := map[string]any{"cmd": module.Valid(j.Cmd), "comment": orNil(j.Comment), "identifier": orNil(j.ID), "commented": j.Off}
 	if j.Special != "" {
 		m["spec"] = j.Special
 		return m
@@ -200,13 +200,13 @@ func orNil(s *string) any {
 	if s == nil {
 		return nil
 	}
-	return valid(*s)
+	return module.Valid(*s)
 }
 
 func (t crontab) describe() map[string]any {
 	pre, jobs, special, env := []string{}, []any{}, []any{}, []any{}
 	for _, l := range t.Pre {
-		pre = append(pre, valid(l))
+		pre = append(pre, module.Valid(l))
 	}
 	for _, j := range t.Jobs {
 		if j.Special != "" {
@@ -216,7 +216,7 @@ func (t crontab) describe() map[string]any {
 		}
 	}
 	for _, e := range t.Env {
-		env = append(env, map[string]any{"name": valid(e.Name), "value": valid(e.Value)})
+		env = append(env, map[string]any{"name": module.Valid(e.Name), "value": module.Valid(e.Value)})
 	}
 	return map[string]any{"pre": pre, "crons": jobs, "special": special, "env": env}
 }
@@ -512,7 +512,7 @@ func (h *host) rawTab(ctx context.Context, user string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := readIfThere(dir + "/" + user)
+	s, err := module.ReadIfThere(dir + "/" + user)
 	if err != nil {
 		return "", err
 	}
@@ -530,8 +530,8 @@ func (h *host) writeTab(ctx context.Context, name, text string) error {
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	if len(text) > maxFile {
-		return fault.TooLarge("file_too_large", "the crontab of %s would be larger than %d bytes", name, maxFile)
+	if len(text) > module.MaxFile {
+		return fault.TooLarge("file_too_large", "the crontab of %s would be larger than %d bytes", name, module.MaxFile)
 	}
 	if h.root == "/" {
 		if _, err := os.Stat("/usr/bin/crontab"); err == nil {

@@ -11,20 +11,20 @@ import (
 )
 
 func (h *host) groups() []module.Function {
-	name := need("name", module.Str)
-	username := need("username", module.Str)
-	root := may("root", module.Str, nil)
+	name := module.Need("name", module.Str)
+	username := module.Need("username", module.Str)
+	root := module.May("root", module.Str, nil)
 	return []module.Function{
-		tests("group.add", "Adds a group.\n\nsalt '*' group.add name 3456", h.groupAdd, name, may("gid", module.Int, nil), may("system", module.Bool, false), root,
-			may("non_unique", module.Bool, false)),
-		tests("group.delete", "Removes a group.\n\nsalt '*' group.delete name", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("group.add", "Adds a group.\n\nsalt '*' group.add name 3456", h.groupAdd, name, module.May("gid", module.Int, nil), module.May("system", module.Bool, false), root,
+			module.May("non_unique", module.Bool, false)),
+		module.Tests("group.delete", "Removes a group.\n\nsalt '*' group.delete name", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := h.existingGroup(c)
 			if err != nil {
 				return nil, err
 			}
 			return h.done(ctx, c, "groupdel", g.Name)
 		}, name, root),
-		reads("group.info", "Tells about a group; an empty mapping when there is none.\n\nsalt '*' group.info name", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("group.info", "Tells about a group; an empty mapping when there is none.\n\nsalt '*' group.info name", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := h.allGroups(c.Str("root"))
 			for _, g := range all {
 				if g.Name == c.Str("name") {
@@ -33,15 +33,15 @@ func (h *host) groups() []module.Function {
 			}
 			return map[string]any{}, err
 		}, name, root),
-		reads("group.getent", "Tells about all groups.\n\nsalt '*' group.getent", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("group.getent", "Tells about all groups.\n\nsalt '*' group.getent", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := h.allGroups(c.Str("root"))
 			out := []any{}
 			for _, g := range all {
 				out = append(out, describeGroup(g))
 			}
 			return out, err
-		}, may("refresh", module.Bool, false), root),
-		tests("group.chgid", "Changes the number of a group.\n\nsalt '*' group.chgid name 4376", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.May("refresh", module.Bool, false), root),
+		module.Tests("group.chgid", "Changes the number of a group.\n\nsalt '*' group.chgid name 4376", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := h.existingGroup(c)
 			if err != nil {
 				return nil, err
@@ -54,11 +54,11 @@ func (h *host) groups() []module.Function {
 				argv = append(argv, "-o")
 			}
 			return h.done(ctx, c, append(argv, g.Name)...)
-		}, name, need("gid", module.Int), root, may("non_unique", module.Bool, false)),
-		tests("group.adduser", "Adds a user to a group.\n\nsalt '*' group.adduser name user", h.member("--add", true), name, username, root),
-		tests("group.deluser", "Takes a user out of a group.\n\nsalt '*' group.deluser name user", h.member("--delete", false), name, username, root),
-		tests("group.members", "Sets who is in a group, replacing all others.\n\nsalt '*' group.members name 'user1,user2'", h.groupMembers,
-			name, need("members_list", module.List), root),
+		}, name, module.Need("gid", module.Int), root, module.May("non_unique", module.Bool, false)),
+		module.Tests("group.adduser", "Adds a user to a group.\n\nsalt '*' group.adduser name user", h.member("--add", true), name, username, root),
+		module.Tests("group.deluser", "Takes a user out of a group.\n\nsalt '*' group.deluser name user", h.member("--delete", false), name, username, root),
+		module.Tests("group.members", "Sets who is in a group, replacing all others.\n\nsalt '*' group.members name 'user1,user2'", h.groupMembers,
+			name, module.Need("members_list", module.List), root),
 	}
 }
 

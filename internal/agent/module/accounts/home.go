@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"drover/internal/agent/module"
 	"drover/internal/fault"
 )
 
@@ -134,7 +135,7 @@ func (p place) readIn(root *os.Root) (string, error) {
 	if !st.Mode().IsRegular() {
 		return "", fault.Conflict("not_a_file", "%s is no regular file", p.name())
 	}
-	return readAll(f, p.name())
+	return module.ReadAll(f, p.name())
 }
 
 // edit replaces the file by what change makes of its text, atomically; the same text, or ok

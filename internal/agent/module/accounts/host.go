@@ -18,10 +18,7 @@ import (
 	"drover/internal/fault"
 )
 
-const (
-	maxFile   = 16 << 20         // of one file that is read whole
-	lockPause = 15 * time.Second // what shadow-utils waits for its lock too
-)
+const lockPause = 15 * time.Second // what shadow-utils waits for its lock too
 
 // host is where the functions look and act. Tests give it another root, clock and programs.
 type host struct {
@@ -50,38 +47,6 @@ func (h *host) functions() []module.Function {
 // path is a path of the host, below another root when one is given.
 func (h *host) path(root string, elem ...string) string {
 	return filepath.Join(append([]string{h.root, root}, elem...)...)
-}
-
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
-// readFile is a file whole and bounded.
-func readFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	return readAll(f, name)
-}
-
-func readAll(f io.Reader, name string) (string, error) {
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return "", err
-	}
-	if len(b) > maxFile {
-		return "", fault.TooLarge("file_too_large", "%s is larger than %d bytes", name, maxFile)
-	}
-	return string(b), nil
-}
-
-// readIfThere is a file's text; a missing file is empty.
-func readIfThere(name string) (string, error) {
-	s, err := readFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return s, err
 }
 
 // rewrite replaces a file that is there, with the mode, owner and SELinux label that it had.
@@ -166,27 +131,4 @@ func checkField(what, s string) error {
 		return fault.Invalid("bad_field", "%q cannot be the %s of an account", s, what)
 	}
 	return nil
-}
-
-// reads, changes and tests make the entries of the tables; they keep those to a line or two.
-func reads(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Reads: true, Run: run}
-}
-
-func changes(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Run: run}
-}
-
-func tests(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	f := changes(name, doc, run, params...)
-	f.Tests = true
-	return f
-}
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func may(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
 }

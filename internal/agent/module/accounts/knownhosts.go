@@ -28,33 +28,33 @@ type knownHost struct {
 }
 
 func (h *host) knownHosts() []module.Function {
-	name := need("hostname", module.Str)
-	user := may("user", module.Str, nil)
-	config := may("config", module.Str, nil)
-	port := may("port", module.Int, nil)
-	form := may("fingerprint_hash_type", module.Str, nil)
-	wait := may("timeout", module.Int, int64(5))
+	name := module.Need("hostname", module.Str)
+	user := module.May("user", module.Str, nil)
+	config := module.May("config", module.Str, nil)
+	port := module.May("port", module.Int, nil)
+	form := module.May("fingerprint_hash_type", module.Str, nil)
+	wait := module.May("timeout", module.Int, int64(5))
 	return []module.Function{
-		reads("ssh.get_known_host_entries", "Gives what a user's known_hosts says of a host.\n\nsalt '*' ssh.get_known_host_entries root server.example.com", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("ssh.get_known_host_entries", "Gives what a user's known_hosts says of a host.\n\nsalt '*' ssh.get_known_host_entries root server.example.com", func(_ context.Context, c *module.Call) (any, error) {
 			found, err := h.knownOf(c)
 			if err != nil || len(found) == 0 {
 				return nil, err
 			}
 			return describeKnown(found, c.Str("fingerprint_hash_type"))
 		}, user, name, config, port, form),
-		reads("ssh.recv_known_host_entries", "Asks a host for its public keys; nothing proves that they are its own.\n\nsalt '*' ssh.recv_known_host_entries server.example.com enc=ed25519", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("ssh.recv_known_host_entries", "Asks a host for its public keys; nothing proves that they are its own.\n\nsalt '*' ssh.recv_known_host_entries server.example.com enc=ed25519", func(ctx context.Context, c *module.Call) (any, error) {
 			found, err := h.receive(ctx, c, c.Bool("hash_known_hosts"))
 			if err != nil || len(found) == 0 {
 				return nil, err
 			}
 			return describeKnown(found, c.Str("fingerprint_hash_type"))
-		}, name, may("enc", module.Str, nil), port, may("hash_known_hosts", module.Bool, true), wait, form),
-		reads("ssh.check_known_host", "Tells what ssh.set_known_host would do: add, update, or exists.\n\nsalt '*' ssh.check_known_host root server.example.com", h.checkKnown,
-			user, name, may("key", module.Str, nil), may("fingerprint", module.Str, nil), config, port, form),
-		tests("ssh.set_known_host", "Lets a user know the key of a host, given or asked for and proven by a fingerprint.\n\nsalt '*' ssh.set_known_host root server.example.com fingerprint=xx:xx enc=ed25519", h.setKnown,
-			user, name, may("fingerprint", module.Str, nil), may("key", module.Str, nil), port, may("enc", module.Str, nil), config, may("hash_known_hosts", module.Bool, true), wait, form),
-		tests("ssh.rm_known_host", "Lets a user forget the keys of a host.\n\nsalt '*' ssh.rm_known_host root server.example.com", h.removeKnown, user, name, config, port),
-		tests("ssh.hash_known_hosts", "Hides the names in a known_hosts file behind hashes.\n\nsalt '*' ssh.hash_known_hosts root", h.hashKnown, user, config),
+		}, name, module.May("enc", module.Str, nil), port, module.May("hash_known_hosts", module.Bool, true), wait, form),
+		module.Reads("ssh.check_known_host", "Tells what ssh.set_known_host would do: add, update, or exists.\n\nsalt '*' ssh.check_known_host root server.example.com", h.checkKnown,
+			user, name, module.May("key", module.Str, nil), module.May("fingerprint", module.Str, nil), config, port, form),
+		module.Tests("ssh.set_known_host", "Lets a user know the key of a host, given or asked for and proven by a fingerprint.\n\nsalt '*' ssh.set_known_host root server.example.com fingerprint=xx:xx enc=ed25519", h.setKnown,
+			user, name, module.May("fingerprint", module.Str, nil), module.May("key", module.Str, nil), port, module.May("enc", module.Str, nil), config, module.May("hash_known_hosts", module.Bool, true), wait, form),
+		module.Tests("ssh.rm_known_host", "Lets a user forget the keys of a host.\n\nsalt '*' ssh.rm_known_host root server.example.com", h.removeKnown, user, name, config, port),
+		module.Tests("ssh.hash_known_hosts", "Hides the names in a known_hosts file behind hashes.\n\nsalt '*' ssh.hash_known_hosts root", h.hashKnown, user, config),
 	}
 }
 
@@ -183,7 +183,7 @@ func describeKnown(all []knownHost, form string) ([]any, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, map[string]any{"hostname": valid(k.Names), "enc": k.Enc, "key": k.Key, "fingerprint": print})
+		out = append(out, map[string]any{"hostname": module.Valid(k.Names), "enc": k.Enc, "key": k.Key, "fingerprint": print})
 	}
 	return out, nil
 }

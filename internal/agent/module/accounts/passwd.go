@@ -34,7 +34,7 @@ func parsePasswd(s string) []user {
 		uid, err1 := strconv.ParseUint(f[2], 10, 32)
 		gid, err2 := strconv.ParseUint(f[3], 10, 32)
 		if err1 == nil && err2 == nil {
-			out = append(out, user{valid(f[0]), valid(f[1]), int(uid), int(gid), valid(f[4]), valid(f[5]), valid(f[6])})
+			out = append(out, user{module.Valid(f[0]), module.Valid(f[1]), int(uid), int(gid), module.Valid(f[4]), module.Valid(f[5]), module.Valid(f[6])})
 		}
 	}
 	return out
@@ -52,8 +52,8 @@ func parseGroup(s string) []group {
 		if err != nil {
 			continue
 		}
-		g := group{valid(f[0]), valid(f[1]), int(gid), []string{}}
-		for _, m := range strings.Split(valid(f[3]), ",") {
+		g := group{module.Valid(f[0]), module.Valid(f[1]), int(gid), []string{}}
+		for _, m := range strings.Split(module.Valid(f[3]), ",") {
 			if m != "" {
 				g.Members = append(g.Members, m)
 			}
@@ -64,12 +64,12 @@ func parseGroup(s string) []group {
 }
 
 func (h *host) allUsers(root string) ([]user, error) {
-	s, err := readFile(h.path(root, "/etc/passwd"))
+	s, err := module.ReadFile(h.path(root, "/etc/passwd"))
 	return parsePasswd(s), err
 }
 
 func (h *host) allGroups(root string) ([]group, error) {
-	s, err := readFile(h.path(root, "/etc/group"))
+	s, err := module.ReadFile(h.path(root, "/etc/group"))
 	return parseGroup(s), err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"drover/internal/agent/module"
 	"drover/internal/agent/module/command"
 	"drover/internal/fault"
 )
@@ -36,5 +37,5 @@ func (h *host) must(ctx context.Context, argv ...string) error {
 
 func failed(o output, argv ...string) error {
 	said := strings.TrimSpace(o.Err + o.Out)
-	return fault.Conflict("command_failed", "%s ended with code %d: %s", strings.Join(argv, " "), o.Code, valid(said[:min(len(said), 4096)]))
+	return fault.Conflict("command_failed", "%s ended with code %d: %s", strings.Join(argv, " "), o.Code, module.Valid(said[:min(len(said), 4096)]))
 }

@@ -28,10 +28,10 @@ const (
 )
 
 func (h *host) shadow() []module.Function {
-	name := need("name", module.Str)
-	root := may("root", module.Str, nil)
+	name := module.Need("name", module.Str)
+	root := module.May("root", module.Str, nil)
 	days := func(fun, arg, example, doc string, col int) module.Function {
-		return tests(fun, doc+"\n\nsalt '*' "+fun+" username "+example, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests(fun, doc+"\n\nsalt '*' "+fun+" username "+example, func(ctx context.Context, c *module.Call) (any, error) {
 			n, err := dayArg(c.Any(arg))
 			if err != nil {
 				return nil, err
@@ -40,41 +40,41 @@ func (h *host) shadow() []module.Function {
 				f[col] = n
 				return nil
 			})
-		}, name, need(arg, module.Any), root)
+		}, name, module.Need(arg, module.Any), root)
 	}
 	return []module.Function{
-		reads("shadow.info", "Tells of the password of a user: its hash and how it ages, in days.\n\nsalt '*' shadow.info root", h.shadowInfo, name, root),
+		module.Reads("shadow.info", "Tells of the password of a user: its hash and how it ages, in days.\n\nsalt '*' shadow.info root", h.shadowInfo, name, root),
 		days("shadow.set_date", "date", "0", "Sets the day on which the password was last changed, as a number since 1970-01-01 or as YYYY-MM-DD.", colChanged),
 		days("shadow.set_expire", "expire", "-1", "Sets the day on which the account expires, as a number since 1970-01-01 or as YYYY-MM-DD; -1 is never.", colExpire),
 		days("shadow.set_inactdays", "inactdays", "7", "Sets for how many days after its age a password still lets in.", colInactive),
 		days("shadow.set_maxdays", "maxdays", "90", "Sets after how many days a password must be changed.", colMax),
 		days("shadow.set_mindays", "mindays", "7", "Sets how many days must pass before a password may be changed.", colMin),
 		days("shadow.set_warndays", "warndays", "7", "Sets how many days before its age a user is warned.", colWarn),
-		tests("shadow.set_password", "Sets the password of a user, given as a hash of crypt(5).\n\nsalt '*' shadow.set_password name '$6$salt$hash'", h.setPassword,
-			name, need("password", module.Str), may("use_usermod", module.Bool, false), root),
-		tests("shadow.del_password", "Takes away the password of a user: it is let in without one.\n\nsalt '*' shadow.del_password username", h.editPassword(func(string) (string, bool) { return "", true }), name, root),
-		tests("shadow.lock_password", "Locks the password of a user.\n\nsalt '*' shadow.lock_password username", h.editPassword(func(p string) (string, bool) {
+		module.Tests("shadow.set_password", "Sets the password of a user, given as a hash of crypt(5).\n\nsalt '*' shadow.set_password name '$6$salt$hash'", h.setPassword,
+			name, module.Need("password", module.Str), module.May("use_usermod", module.Bool, false), root),
+		module.Tests("shadow.del_password", "Takes away the password of a user: it is let in without one.\n\nsalt '*' shadow.del_password username", h.editPassword(func(string) (string, bool) { return "", true }), name, root),
+		module.Tests("shadow.lock_password", "Locks the password of a user.\n\nsalt '*' shadow.lock_password username", h.editPassword(func(p string) (string, bool) {
 			if strings.HasPrefix(p, "!") {
 				return p, true
 			}
 			return "!" + p, true
 		}), name, root),
-		tests("shadow.unlock_password", "Unlocks the password of a user; false when there would be none.\n\nsalt '*' shadow.unlock_password username", h.editPassword(func(p string) (string, bool) {
+		module.Tests("shadow.unlock_password", "Unlocks the password of a user; false when there would be none.\n\nsalt '*' shadow.unlock_password username", h.editPassword(func(p string) (string, bool) {
 			open := strings.TrimLeft(p, "!")
 			return open, open != ""
 		}), name, root),
-		reads("shadow.list_users", "Lists the users that have a line in /etc/shadow.\n\nsalt '*' shadow.list_users", func(_ context.Context, c *module.Call) (any, error) {
-			s, err := readFile(h.path(c.Str("root"), "/etc/shadow"))
+		module.Reads("shadow.list_users", "Lists the users that have a line in /etc/shadow.\n\nsalt '*' shadow.list_users", func(_ context.Context, c *module.Call) (any, error) {
+			s, err := module.ReadFile(h.path(c.Str("root"), "/etc/shadow"))
 			out := []string{}
 			for _, l := range module.Lines(s) {
 				if f := strings.Split(l, ":"); len(f) == shadowCols {
-					out = append(out, valid(f[colName]))
+					out = append(out, module.Valid(f[colName]))
 				}
 			}
 			return out, err
 		}, root),
-		reads("shadow.gen_password", "Makes the hash of a password, for shadow.set_password.\n\nsalt '*' shadow.gen_password 'I_am_password' crypt_salt='I_am_salt' algorithm=sha256", h.genPassword,
-			need("password", module.Str), may("crypt_salt", module.Str, nil), may("algorithm", module.Str, "sha512")),
+		module.Reads("shadow.gen_password", "Makes the hash of a password, for shadow.set_password.\n\nsalt '*' shadow.gen_password 'I_am_password' crypt_salt='I_am_salt' algorithm=sha256", h.genPassword,
+			module.Need("password", module.Str), module.May("crypt_salt", module.Str, nil), module.May("algorithm", module.Str, "sha512")),
 	}
 }
 
@@ -108,7 +108,7 @@ func findShadow(text, name string) ([]string, bool) {
 }
 
 func (h *host) shadowInfo(_ context.Context, c *module.Call) (any, error) {
-	s, err := readFile(h.path(c.Str("root"), "/etc/shadow"))
+	s, err := module.ReadFile(h.path(c.Str("root"), "/etc/shadow"))
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (h *host) shadowInfo(_ context.Context, c *module.Call) (any, error) {
 		}
 		return v
 	}
-	return map[string]any{"name": valid(f[colName]), "passwd": valid(f[colPasswd]), "lstchg": n(colChanged), "min": n(colMin), "max": n(colMax), "warn": n(colWarn),
+	return map[string]any{"name": module.Valid(f[colName]), "passwd": module.Valid(f[colPasswd]), "lstchg": n(colChanged), "min": n(colMin), "max": n(colMax), "warn": n(colWarn),
 		"inact": n(colInactive), "expire": n(colExpire)}, nil
 }
 
@@ -137,7 +137,7 @@ func (h *host) setShadow(ctx context.Context, c *module.Call, change func(f []st
 	}
 	file := h.path(root, "/etc/shadow")
 	edit := func() error {
-		s, err := readFile(file)
+		s, err := module.ReadFile(file)
 		if err != nil {
 			return err
 		}
@@ -195,7 +195,7 @@ func (h *host) setPassword(ctx context.Context, c *module.Call) (any, error) {
 	}
 	file := h.path(root, "/etc/shadow")
 	err = h.locked(ctx, root, func() error {
-		s, err := readIfThere(file)
+		s, err := module.ReadIfThere(file)
 		if err != nil {
 			return err
 		}

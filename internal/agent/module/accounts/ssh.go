@@ -29,19 +29,19 @@ type authKey struct {
 }
 
 func (h *host) ssh() []module.Function {
-	user := need("user", module.Str)
-	key := need("key", module.Str)
-	source := need("source", module.Str)
-	enc := may("enc", module.Str, "ssh-rsa")
-	comment := may("comment", module.Str, "")
-	options := may("options", module.Any, nil)
-	config := may("config", module.Str, defaultKeys)
-	env := may("saltenv", module.Str, "base")
-	cache := may("cache_keys", module.Any, nil)
-	form := may("fingerprint_hash_type", module.Str, nil)
+	user := module.Need("user", module.Str)
+	key := module.Need("key", module.Str)
+	source := module.Need("source", module.Str)
+	enc := module.May("enc", module.Str, "ssh-rsa")
+	comment := module.May("comment", module.Str, "")
+	options := module.May("options", module.Any, nil)
+	config := module.May("config", module.Str, defaultKeys)
+	env := module.May("saltenv", module.Str, "base")
+	cache := module.May("cache_keys", module.Any, nil)
+	form := module.May("fingerprint_hash_type", module.Str, nil)
 	return []module.Function{
-		reads("ssh.auth_keys", "Lists the keys that may log in as a user, or as each of several.\n\nsalt '*' ssh.auth_keys root", h.authKeys, may("user", module.List, nil), config, form),
-		reads("ssh.check_key", "Tells what ssh.set_auth_key would do with a key: add, update, or exists.\n\nsalt '*' ssh.check_key root 'AAAA...' ssh-ed25519", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("ssh.auth_keys", "Lists the keys that may log in as a user, or as each of several.\n\nsalt '*' ssh.auth_keys root", h.authKeys, module.May("user", module.List, nil), config, form),
+		module.Reads("ssh.check_key", "Tells what ssh.set_auth_key would do with a key: add, update, or exists.\n\nsalt '*' ssh.check_key root 'AAAA...' ssh-ed25519", func(_ context.Context, c *module.Call) (any, error) {
 			u, ok, err := h.findUser("", c.Str("user"))
 			if err != nil || !ok {
 				return "add", err
@@ -52,7 +52,7 @@ func (h *host) ssh() []module.Function {
 			}
 			return h.checkKey(u, k, c.Str("config"))
 		}, user, key, enc, comment, options, config, cache, form),
-		reads("ssh.check_key_file", "Tells for each key of a file whether it is there.\n\nsalt '*' ssh.check_key_file root salt://ssh/keyfile", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("ssh.check_key_file", "Tells for each key of a file whether it is there.\n\nsalt '*' ssh.check_key_file root salt://ssh/keyfile", func(ctx context.Context, c *module.Call) (any, error) {
 			out := map[string]any{}
 			u, ok, err := h.findUser("", c.Str("user"))
 			if err != nil || !ok {
@@ -69,7 +69,7 @@ func (h *host) ssh() []module.Function {
 			}
 			return out, nil
 		}, user, source, config, env, form),
-		tests("ssh.set_auth_key", "Lets a key log in as a user: new, replace, no change, or fail.\n\nsalt '*' ssh.set_auth_key root 'AAAA...' enc=ssh-ed25519 comment=me@here", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("ssh.set_auth_key", "Lets a key log in as a user: new, replace, no change, or fail.\n\nsalt '*' ssh.set_auth_key root 'AAAA...' enc=ssh-ed25519 comment=me@here", func(_ context.Context, c *module.Call) (any, error) {
 			if len(strings.Fields(c.Str("key"))) != 1 {
 				return "invalid", nil
 			}
@@ -79,7 +79,7 @@ func (h *host) ssh() []module.Function {
 			}
 			return h.setKey(c.Str("user"), k, c.Str("config"), c.Test)
 		}, user, key, enc, comment, options, config, cache, form),
-		tests("ssh.set_auth_key_from_file", "Lets all keys of a file log in as a user.\n\nsalt '*' ssh.set_auth_key_from_file root salt://ssh/root.pub", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("ssh.set_auth_key_from_file", "Lets all keys of a file log in as a user.\n\nsalt '*' ssh.set_auth_key_from_file root salt://ssh/root.pub", func(ctx context.Context, c *module.Call) (any, error) {
 			keys, err := fetchKeys(ctx, c)
 			if err != nil {
 				return nil, err
@@ -102,10 +102,10 @@ func (h *host) ssh() []module.Function {
 			}
 			return "no change", nil
 		}, user, source, config, env, form),
-		tests("ssh.rm_auth_key", "Lets a key no longer log in as a user.\n\nsalt '*' ssh.rm_auth_key root 'AAAA...'", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("ssh.rm_auth_key", "Lets a key no longer log in as a user.\n\nsalt '*' ssh.rm_auth_key root 'AAAA...'", func(_ context.Context, c *module.Call) (any, error) {
 			return h.removeKeys(c.Str("user"), c.Str("config"), []string{c.Str("key")}, c.Test)
 		}, user, key, config, form),
-		tests("ssh.rm_auth_key_from_file", "Lets none of a file's keys log in as a user.\n\nsalt '*' ssh.rm_auth_key_from_file root salt://ssh/old.pub", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("ssh.rm_auth_key_from_file", "Lets none of a file's keys log in as a user.\n\nsalt '*' ssh.rm_auth_key_from_file root salt://ssh/old.pub", func(ctx context.Context, c *module.Call) (any, error) {
 			keys, err := fetchKeys(ctx, c)
 			if err != nil {
 				return nil, err
@@ -119,12 +119,12 @@ func (h *host) ssh() []module.Function {
 			}
 			return h.removeKeys(c.Str("user"), c.Str("config"), list, c.Test)
 		}, user, source, config, env, form),
-		reads("ssh.user_keys", "Gives the keys of users themselves, the private ones too unless prvfile is false.\n\nsalt '*' ssh.user_keys user=root prvfile=False", h.userKeys,
-			may("user", module.List, nil), may("pubfile", module.Any, nil), may("prvfile", module.Any, nil)),
-		reads("ssh.host_keys", "Gives the keys of the host, the private ones too unless private is false.\n\nsalt '*' ssh.host_keys private=False", h.hostKeys,
-			may("keydir", module.Str, nil), may("private", module.Bool, true), may("certs", module.Bool, true)),
-		reads("ssh.key_is_encrypted", "Tells whether a private key in a file wants a passphrase.\n\nsalt '*' ssh.key_is_encrypted /etc/ssh/ssh_host_rsa_key", func(_ context.Context, c *module.Call) (any, error) {
-			s, err := readFile(h.path("", c.Str("key")))
+		module.Reads("ssh.user_keys", "Gives the keys of users themselves, the private ones too unless prvfile is false.\n\nsalt '*' ssh.user_keys user=root prvfile=False", h.userKeys,
+			module.May("user", module.List, nil), module.May("pubfile", module.Any, nil), module.May("prvfile", module.Any, nil)),
+		module.Reads("ssh.host_keys", "Gives the keys of the host, the private ones too unless private is false.\n\nsalt '*' ssh.host_keys private=False", h.hostKeys,
+			module.May("keydir", module.Str, nil), module.May("private", module.Bool, true), module.May("certs", module.Bool, true)),
+		module.Reads("ssh.key_is_encrypted", "Tells whether a private key in a file wants a passphrase.\n\nsalt '*' ssh.key_is_encrypted /etc/ssh/ssh_host_rsa_key", func(_ context.Context, c *module.Call) (any, error) {
+			s, err := module.ReadFile(h.path("", c.Str("key")))
 			if err != nil {
 				return nil, err
 			}
@@ -310,20 +310,27 @@ func fetchKeys(ctx context.Context, c *module.Call) ([]authKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := readAll(r, source)
+	s, err := module.ReadAll(r, source)
 	return parseAuthKeys(s), errors.Join(err, r.Close())
 }
 
-func (h *host) authKeys(_ context.Context, c *module.Call) (any, error) {
+// namesOf are the users that a call asks for, all of them when it names none.
+func (h *host) namesOf(c *module.Call) ([]string, error) {
 	names := c.Strs("user")
-	if !c.Has("user") {
-		all, err := h.allUsers("")
-		if err != nil {
-			return nil, err
-		}
-		for _, u := range all {
-			names = append(names, u.Name)
-		}
+	if c.Has("user") {
+		return names, nil
+	}
+	all, err := h.allUsers("")
+	for _, u := range all {
+		names = append(names, u.Name)
+	}
+	return names, err
+}
+
+func (h *host) authKeys(_ context.Context, c *module.Call) (any, error) {
+	names, err := h.namesOf(c)
+	if err != nil {
+		return nil, err
 	}
 	out := map[string]any{}
 	for _, name := range names {
@@ -353,9 +360,9 @@ func (h *host) authKeys(_ context.Context, c *module.Call) (any, error) {
 			}
 			opts := []string{}
 			for _, o := range k.Options {
-				opts = append(opts, valid(o))
+				opts = append(opts, module.Valid(o))
 			}
-			keys[k.Key] = map[string]any{"enc": k.Enc, "comment": valid(k.Comment), "options": opts, "fingerprint": print}
+			keys[k.Key] = map[string]any{"enc": k.Enc, "comment": module.Valid(k.Comment), "options": opts, "fingerprint": print}
 		}
 		if len(keys) > 0 {
 			out[name] = keys
@@ -477,15 +484,9 @@ func fileArg(v any, usual []string) []string {
 }
 
 func (h *host) userKeys(_ context.Context, c *module.Call) (any, error) {
-	names := c.Strs("user")
-	if !c.Has("user") {
-		all, err := h.allUsers("")
-		if err != nil {
-			return nil, err
-		}
-		for _, u := range all {
-			names = append(names, u.Name)
-		}
+	names, err := h.namesOf(c)
+	if err != nil {
+		return nil, err
 	}
 	var private, public []string
 	for _, t := range []string{"rsa", "dsa", "ecdsa", "ed25519", "ecdsa_sk", "ed25519_sk"} {
@@ -508,7 +509,7 @@ func (h *host) userKeys(_ context.Context, c *module.Call) (any, error) {
 				return nil, err
 			}
 			if text, err := p.read(); err == nil && text != "" {
-				keys[filepath.Base(f)] = valid(text)
+				keys[filepath.Base(f)] = module.Valid(text)
 			}
 		}
 		if len(keys) > 0 {
@@ -535,11 +536,11 @@ func (h *host) hostKeys(_ context.Context, c *module.Call) (any, error) {
 		if m == nil || m[2] == "" && !c.Bool("private") || m[3] != "" && !c.Bool("certs") {
 			continue
 		}
-		s, err := readFile(h.path("", dir, e.Name()))
+		s, err := module.ReadFile(h.path("", dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
-		out[m[1]+m[2]] = valid(strings.TrimSpace(s))
+		out[m[1]+m[2]] = module.Valid(strings.TrimSpace(s))
 	}
 	return out, err
 }

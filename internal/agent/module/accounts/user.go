@@ -13,19 +13,19 @@ import (
 )
 
 func (h *host) users() []module.Function {
-	name := need("name", module.Str)
-	root := may("root", module.Str, nil)
+	name := module.Need("name", module.Str)
+	root := module.May("root", module.Str, nil)
 	return []module.Function{
-		tests("user.add", "Adds a user.\n\nsalt '*' user.add name uid=1234 gid=100 groups=wheel,docker shell=/bin/bash", h.userAdd,
-			name, may("uid", module.Int, nil), may("gid", module.Any, nil), may("groups", module.List, nil), may("home", module.Str, nil),
-			may("shell", module.Str, nil), may("unique", module.Bool, true), may("system", module.Bool, false), may("fullname", module.Str, ""),
-			may("roomnumber", module.Str, ""), may("workphone", module.Str, ""), may("homephone", module.Str, ""), may("other", module.Str, ""),
-			may("createhome", module.Bool, true), may("loginclass", module.Str, nil), may("nologinit", module.Bool, false), root,
-			may("usergroup", module.Bool, nil), may("local", module.Bool, false)),
-		tests("user.delete", "Removes a user, and its home with remove=True.\n\nsalt '*' user.delete name remove=True", h.userDelete,
-			name, may("remove", module.Bool, false), may("force", module.Bool, false), root, may("local", module.Bool, false)),
-		reads("user.info", "Tells about a user; an empty mapping when there is none.\n\nsalt '*' user.info root", h.userInfo, name, root),
-		reads("user.getent", "Tells about all users.\n\nsalt '*' user.getent", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("user.add", "Adds a user.\n\nsalt '*' user.add name uid=1234 gid=100 groups=wheel,docker shell=/bin/bash", h.userAdd,
+			name, module.May("uid", module.Int, nil), module.May("gid", module.Any, nil), module.May("groups", module.List, nil), module.May("home", module.Str, nil),
+			module.May("shell", module.Str, nil), module.May("unique", module.Bool, true), module.May("system", module.Bool, false), module.May("fullname", module.Str, ""),
+			module.May("roomnumber", module.Str, ""), module.May("workphone", module.Str, ""), module.May("homephone", module.Str, ""), module.May("other", module.Str, ""),
+			module.May("createhome", module.Bool, true), module.May("loginclass", module.Str, nil), module.May("nologinit", module.Bool, false), root,
+			module.May("usergroup", module.Bool, nil), module.May("local", module.Bool, false)),
+		module.Tests("user.delete", "Removes a user, and its home with remove=True.\n\nsalt '*' user.delete name remove=True", h.userDelete,
+			name, module.May("remove", module.Bool, false), module.May("force", module.Bool, false), root, module.May("local", module.Bool, false)),
+		module.Reads("user.info", "Tells about a user; an empty mapping when there is none.\n\nsalt '*' user.info root", h.userInfo, name, root),
+		module.Reads("user.getent", "Tells about all users.\n\nsalt '*' user.getent", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := h.allUsers(c.Str("root"))
 			if err != nil {
 				return nil, err
@@ -36,8 +36,8 @@ func (h *host) users() []module.Function {
 				out = append(out, describe(u, groups))
 			}
 			return out, err
-		}, may("refresh", module.Bool, false), root),
-		reads("user.list_users", "Lists the names of all users.\n\nsalt '*' user.list_users", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("refresh", module.Bool, false), root),
+		module.Reads("user.list_users", "Lists the names of all users.\n\nsalt '*' user.list_users", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := h.allUsers(c.Str("root"))
 			out := []string{}
 			for _, u := range all {
@@ -46,7 +46,7 @@ func (h *host) users() []module.Function {
 			slices.Sort(out)
 			return out, err
 		}, root),
-		reads("user.list_groups", "Lists the groups that a user is in.\n\nsalt '*' user.list_groups root", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("user.list_groups", "Lists the groups that a user is in.\n\nsalt '*' user.list_groups root", func(_ context.Context, c *module.Call) (any, error) {
 			u, ok, err := h.findUser("", c.Str("name"))
 			if err != nil || !ok {
 				return []string{}, err
@@ -54,7 +54,7 @@ func (h *host) users() []module.Function {
 			groups, err := h.allGroups("")
 			return groupsOf(u, groups), err
 		}, name),
-		reads("user.primary_group", "Tells the primary group of a user.\n\nsalt '*' user.primary_group root", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("user.primary_group", "Tells the primary group of a user.\n\nsalt '*' user.primary_group root", func(_ context.Context, c *module.Call) (any, error) {
 			u, ok, err := h.findUser("", c.Str("name"))
 			if err != nil {
 				return nil, err
@@ -68,23 +68,23 @@ func (h *host) users() []module.Function {
 			}
 			return g.Name, nil
 		}, name),
-		tests("user.chuid", "Changes the number of a user.\n\nsalt '*' user.chuid name 4376", h.modify("uid", "-u", func(c *module.Call, u user) (string, bool) {
+		module.Tests("user.chuid", "Changes the number of a user.\n\nsalt '*' user.chuid name 4376", h.modify("uid", "-u", func(c *module.Call, u user) (string, bool) {
 			return strconv.FormatInt(c.Int("uid"), 10), int64(u.UID) == c.Int("uid")
-		}), name, need("uid", module.Int)),
-		tests("user.chgid", "Changes the primary group of a user, by number or name.\n\nsalt '*' user.chgid name 4376", h.userChgid, name, need("gid", module.Any), root),
-		tests("user.chshell", "Changes the login shell of a user.\n\nsalt '*' user.chshell name /bin/zsh", h.modify("shell", "-s", func(c *module.Call, u user) (string, bool) {
+		}), name, module.Need("uid", module.Int)),
+		module.Tests("user.chgid", "Changes the primary group of a user, by number or name.\n\nsalt '*' user.chgid name 4376", h.userChgid, name, module.Need("gid", module.Any), root),
+		module.Tests("user.chshell", "Changes the login shell of a user.\n\nsalt '*' user.chshell name /bin/zsh", h.modify("shell", "-s", func(c *module.Call, u user) (string, bool) {
 			return c.Str("shell"), u.Shell == c.Str("shell")
-		}), name, need("shell", module.Str), root),
-		tests("user.chhome", "Changes the home directory of a user, and moves its content with persist=True.\n\nsalt '*' user.chhome name /srv/name persist=True", h.userChhome,
-			name, need("home", module.Str), may("persist", module.Bool, false), root),
-		tests("user.chgroups", "Sets the further groups of a user, or adds to them with append=True.\n\nsalt '*' user.chgroups name wheel,docker append=True", h.userChgroups,
-			name, need("groups", module.List), may("append", module.Bool, false), root),
+		}), name, module.Need("shell", module.Str), root),
+		module.Tests("user.chhome", "Changes the home directory of a user, and moves its content with persist=True.\n\nsalt '*' user.chhome name /srv/name persist=True", h.userChhome,
+			name, module.Need("home", module.Str), module.May("persist", module.Bool, false), root),
+		module.Tests("user.chgroups", "Sets the further groups of a user, or adds to them with append=True.\n\nsalt '*' user.chgroups name wheel,docker append=True", h.userChgroups,
+			name, module.Need("groups", module.List), module.May("append", module.Bool, false), root),
 		h.gecosField("user.chfullname", "fullname", 0, "full name"),
 		h.gecosField("user.chroomnumber", "roomnumber", 1, "room number"),
 		h.gecosField("user.chworkphone", "workphone", 2, "work phone number"),
 		h.gecosField("user.chhomephone", "homephone", 3, "home phone number"),
 		h.gecosField("user.chother", "other", 4, "other information"),
-		tests("user.rename", "Gives a user another name.\n\nsalt '*' user.rename name new_name", h.userRename, name, need("new_name", module.Str), root),
+		module.Tests("user.rename", "Gives a user another name.\n\nsalt '*' user.rename name new_name", h.userRename, name, module.Need("new_name", module.Str), root),
 	}
 }
 
@@ -371,7 +371,7 @@ func (h *host) userChgroups(ctx context.Context, c *module.Call) (any, error) {
 // gecosField makes a function that sets one part of a user's description.
 func (h *host) gecosField(fun, field string, i int, what string) module.Function {
 	doc := fmt.Sprintf("Changes the %s of a user.\n\nsalt '*' %s name 'value'", what, fun)
-	return tests(fun, doc, func(ctx context.Context, c *module.Call) (any, error) {
+	return module.Tests(fun, doc, func(ctx context.Context, c *module.Call) (any, error) {
 		u, err := h.existing(c)
 		if err != nil {
 			return nil, err
@@ -389,7 +389,7 @@ func (h *host) gecosField(fun, field string, i int, what string) module.Function
 		}
 		g[i] = value
 		return h.done(ctx, c, "usermod", "-c", joinGecos(g), u.Name)
-	}, need("name", module.Str), need(field, module.Str), may("root", module.Str, nil))
+	}, module.Need("name", module.Str), module.Need(field, module.Str), module.May("root", module.Str, nil))
 }
 
 func (h *host) userRename(ctx context.Context, c *module.Call) (any, error) {

@@ -89,7 +89,7 @@ func variables(v any) ([]string, error) {
 	case map[string]any:
 		for _, k := range slices.Sorted(maps.Keys(x)) {
 			val := x[k]
-			if val == nil || val == false {
+			if off, is := val.(bool); val == nil || is && !off {
 				val = "" // as Salt does: what is off is empty
 			}
 			out = append(out, k+"="+plain(val))
@@ -125,7 +125,7 @@ func (s *Spec) line(c *module.Call, cmd any) error {
 		return nil
 	}
 	text := plain(cmd)
-	if c.Any("python_shell") == false {
+	if c.Off("python_shell") {
 		words, err := Words(text)
 		if err != nil {
 			return err
@@ -175,7 +175,7 @@ func execute(ctx context.Context, c *module.Call, s Spec) (outcome, error) {
 		return outcome{}, err
 	}
 	o := outcome{pid: r.PID, code: r.Code, out: decode(r.Out), errout: decode(r.Err), timedOut: r.TimedOut}
-	if c.Any("rstrip") != false {
+	if !c.Off("rstrip") {
 		o.out, o.errout = strings.TrimRight(o.out, " \t\r\n\v\f"), strings.TrimRight(o.errout, " \t\r\n\v\f")
 	}
 	if r.TimedOut {
@@ -288,7 +288,7 @@ func cmdRunBg(ctx context.Context, c *module.Call) (any, error) {
 }
 
 // pick runs a command and gives one part of the outcome.
-func pick(key string) run {
+func pick(key string) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		o, would, err := started(ctx, c, nil)
 		if err != nil || would != "" {
@@ -424,7 +424,7 @@ func cmdScriptRetcode(ctx context.Context, c *module.Call) (any, error) {
 }
 
 // execCode runs a piece of code, given as a text or as a list of lines.
-func execCode(all bool) run {
+func execCode(all bool) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		code := plain(c.Any("code"))
 		if l, ok := c.Any("code").([]any); ok {

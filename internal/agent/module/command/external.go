@@ -221,7 +221,7 @@ func parseDescription(file, name string, b []byte) ([]module.Function, error) {
 }
 
 // call is a function of a program.
-func call(file, function string, params []module.Param) run {
+func call(file, function string, params []module.Param) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		if err := trusted(file); err != nil {
 			return nil, err // it may have been changed since it was asked

@@ -6,16 +6,6 @@ import (
 	"drover/internal/agent/module"
 )
 
-type run = func(context.Context, *module.Call) (any, error)
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func opt(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
-}
-
 // params are the arguments of a function that runs something, in Salt's order; without says
 // which of them this one has not.
 func params(first []module.Param, without ...string) []module.Param {
@@ -24,14 +14,14 @@ func params(first []module.Param, without ...string) []module.Param {
 		skip[w] = true
 	}
 	all := append(first,
-		opt("cwd", module.Str, nil), opt("stdin", module.Str, nil), opt("runas", module.Str, nil), opt("group", module.Str, nil),
-		opt("shell", module.Str, "/bin/sh"), opt("python_shell", module.Bool, nil), opt("env", module.Any, nil), opt("clean_env", module.Bool, false),
-		opt("template", module.Str, nil), opt("rstrip", module.Bool, true), opt("umask", module.Any, nil), opt("output_encoding", module.Str, nil),
-		opt("output_loglevel", module.Any, "debug"), opt("log_callback", module.Any, nil), opt("hide_output", module.Bool, false), opt("timeout", module.Num, nil),
-		opt("reset_system_locale", module.Bool, true), opt("ignore_retcode", module.Bool, false), opt("saltenv", module.Str, nil), opt("use_vt", module.Bool, false),
-		opt("redirect_stderr", module.Bool, false), opt("bg", module.Bool, false), opt("password", module.Str, nil), opt("encoded_cmd", module.Bool, false),
-		opt("raise_err", module.Bool, false), opt("prepend_path", module.Str, nil), opt("success_retcodes", module.List, nil), opt("success_stdout", module.List, nil),
-		opt("success_stderr", module.List, nil))
+		module.May("cwd", module.Str, nil), module.May("stdin", module.Str, nil), module.May("runas", module.Str, nil), module.May("group", module.Str, nil),
+		module.May("shell", module.Str, "/bin/sh"), module.May("python_shell", module.Bool, nil), module.May("env", module.Any, nil), module.May("clean_env", module.Bool, false),
+		module.May("template", module.Str, nil), module.May("rstrip", module.Bool, true), module.May("umask", module.Any, nil), module.May("output_encoding", module.Str, nil),
+		module.May("output_loglevel", module.Any, "debug"), module.May("log_callback", module.Any, nil), module.May("hide_output", module.Bool, false), module.May("timeout", module.Num, nil),
+		module.May("reset_system_locale", module.Bool, true), module.May("ignore_retcode", module.Bool, false), module.May("saltenv", module.Str, nil), module.May("use_vt", module.Bool, false),
+		module.May("redirect_stderr", module.Bool, false), module.May("bg", module.Bool, false), module.May("password", module.Str, nil), module.May("encoded_cmd", module.Bool, false),
+		module.May("raise_err", module.Bool, false), module.May("prepend_path", module.Str, nil), module.May("success_retcodes", module.List, nil), module.May("success_stdout", module.List, nil),
+		module.May("success_stderr", module.List, nil))
 	out := all[:0:0]
 	for _, p := range all {
 		if !skip[p.Name] {
@@ -42,19 +32,15 @@ func params(first []module.Param, without ...string) []module.Param {
 }
 
 // runs is a function that runs something: in test mode it says what it would run.
-func runs(name, doc string, f run, first []module.Param, without ...string) module.Function {
+func runs(name, doc string, f module.Run, first []module.Param, without ...string) module.Function {
 	return module.Function{Name: name, Doc: doc, Params: params(first, without...), Extra: true, Tests: true, Run: f}
-}
-
-func reads(name, doc string, f run, ps ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: ps, Reads: true, Run: f}
 }
 
 // Functions are the functions of Salt's cmd module.
 func Functions() []module.Function {
-	cmd := []module.Param{need("cmd", module.Any)}
-	source := []module.Param{need("source", module.Str), opt("args", module.Any, nil)}
-	code := []module.Param{need("lang", module.Str), need("code", module.Any), opt("cwd", module.Str, nil), opt("args", module.Any, nil)}
+	cmd := []module.Param{module.Need("cmd", module.Any)}
+	source := []module.Param{module.Need("source", module.Str), module.May("args", module.Any, nil)}
+	code := []module.Param{module.Need("lang", module.Str), module.Need("code", module.Any), module.May("cwd", module.Str, nil), module.May("args", module.Any, nil)}
 	return []module.Function{
 		runs("cmd.run", "Runs a command and shows what it printed, errors among it.\n\nsalt '*' cmd.run 'ls -l /etc' cwd=/", cmdRun, cmd, "redirect_stderr"),
 		runs("cmd.shell", "Runs a command by the shell, whatever python_shell says.\n\nsalt '*' cmd.shell 'ls /etc | wc -l'", cmdRun, cmd, "python_shell", "redirect_stderr", "encoded_cmd", "raise_err"),
@@ -67,17 +53,17 @@ func Functions() []module.Function {
 		runs("cmd.script_retcode", "Fetches a script, runs it and shows its return code.\n\nsalt '*' cmd.script_retcode salt://scripts/run.sh", cmdScriptRetcode, source, "clean_env", "rstrip", "hide_output", "ignore_retcode", "redirect_stderr", "bg", "encoded_cmd", "raise_err", "prepend_path"),
 		{Name: "cmd.exec_code", Doc: "Runs a piece of code by an interpreter and shows what it printed.\n\nsalt '*' cmd.exec_code bash 'echo $0'", Params: code, Extra: true, Tests: true, Run: execCode(false)},
 		{Name: "cmd.exec_code_all", Doc: "Runs a piece of code by an interpreter and shows its number, return code, output and errors.\n\nsalt '*' cmd.exec_code_all bash 'echo $0'", Params: code, Extra: true, Tests: true, Run: execCode(true)},
-		reads("cmd.has_exec", "Tells whether a program is there.\n\nsalt '*' cmd.has_exec cat", func(_ context.Context, c *module.Call) (any, error) { return Which(c.Str("cmd"), "") != "", nil }, need("cmd", module.Str)),
-		reads("cmd.which", "Tells the file of a program.\n\nsalt '*' cmd.which cat", func(_ context.Context, c *module.Call) (any, error) { return orNone(Which(c.Str("cmd"), "")), nil }, need("cmd", module.Str)),
-		reads("cmd.which_bin", "Tells the file of the first program of several that is there.\n\nsalt '*' cmd.which_bin '[pip3, pip]'", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("cmd.has_exec", "Tells whether a program is there.\n\nsalt '*' cmd.has_exec cat", func(_ context.Context, c *module.Call) (any, error) { return Which(c.Str("cmd"), "") != "", nil }, module.Need("cmd", module.Str)),
+		module.Reads("cmd.which", "Tells the file of a program.\n\nsalt '*' cmd.which cat", func(_ context.Context, c *module.Call) (any, error) { return orNone(Which(c.Str("cmd"), "")), nil }, module.Need("cmd", module.Str)),
+		module.Reads("cmd.which_bin", "Tells the file of the first program of several that is there.\n\nsalt '*' cmd.which_bin '[pip3, pip]'", func(_ context.Context, c *module.Call) (any, error) {
 			for _, n := range c.Strs("cmds") {
 				if p := Which(n, ""); p != "" {
 					return p, nil
 				}
 			}
 			return nil, nil
-		}, need("cmds", module.List)),
-		reads("cmd.shells", "Lists the shells that users may have.\n\nsalt '*' cmd.shells", func(context.Context, *module.Call) (any, error) { return shells("/etc/shells") }),
+		}, module.Need("cmds", module.List)),
+		module.Reads("cmd.shells", "Lists the shells that users may have.\n\nsalt '*' cmd.shells", func(context.Context, *module.Call) (any, error) { return shells("/etc/shells") }),
 	}
 }
 

@@ -42,8 +42,8 @@ func withoutSecrets(key string, v any) any {
 }
 
 func config() []module.Function {
-	key := need("key", module.Str)
-	off := func(name string) module.Param { return may(name, module.Bool, false) }
+	key := module.Need("key", module.Str)
+	off := func(name string) module.Param { return module.May(name, module.Bool, false) }
 	get := func(ctx context.Context, c *module.Call, name string) (any, error) {
 		delimiter := c.Str("delimiter")
 		opts, over := settings(c), any(nil)
@@ -74,14 +74,14 @@ func config() []module.Function {
 		return v, nil
 	}
 	return []module.Function{
-		reads("config.get", "Gives a setting: of the agent's configuration, else of the grains, else a default.\n\nsalt '*' config.get pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("config.get", "Gives a setting: of the agent's configuration, else of the grains, else a default.\n\nsalt '*' config.get pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
 			return get(ctx, c, c.Str("key"))
-		}, key, may("default", module.Any, ""), may("delimiter", module.Str, ":"), may("merge", module.Str, nil), off("omit_opts"), off("omit_pillar"), off("omit_master"), off("omit_grains")),
-		reads("config.option", "Gives a setting of the agent's configuration, else of the grains, else a default.\n\nsalt '*' config.option redis.host", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.May("default", module.Any, ""), module.May("delimiter", module.Str, ":"), module.May("merge", module.Str, nil), off("omit_opts"), off("omit_pillar"), off("omit_master"), off("omit_grains")),
+		module.Reads("config.option", "Gives a setting of the agent's configuration, else of the grains, else a default.\n\nsalt '*' config.option redis.host", func(ctx context.Context, c *module.Call) (any, error) {
 			return get(ctx, c, c.Str("value"))
-		}, need("value", module.Str), may("default", module.Any, ""), off("omit_opts"), off("omit_grains"), off("omit_pillar"), off("omit_master"), off("omit_all"), off("wildcard")),
-		reads("config.items", "Gives the agent's configuration, secrets left out.\n\nsalt '*' config.items", pure(func(c *module.Call) any { return settings(c) })),
-		reads("config.dot_vals", "Gives the settings whose names begin with a word and a point.\n\nsalt '*' config.dot_vals host", pure(func(c *module.Call) any {
+		}, module.Need("value", module.Str), module.May("default", module.Any, ""), off("omit_opts"), off("omit_grains"), off("omit_pillar"), off("omit_master"), off("omit_all"), off("wildcard")),
+		module.Reads("config.items", "Gives the agent's configuration, secrets left out.\n\nsalt '*' config.items", pure(func(c *module.Call) any { return settings(c) })),
+		module.Reads("config.dot_vals", "Gives the settings whose names begin with a word and a point.\n\nsalt '*' config.dot_vals host", pure(func(c *module.Call) any {
 			out := map[string]any{}
 			for k, v := range settings(c) {
 				if strings.HasPrefix(k, c.Str("value")+".") {
@@ -89,20 +89,20 @@ func config() []module.Function {
 				}
 			}
 			return out
-		}), need("value", module.Str)),
-		reads("config.valid_fileproto", "Tells whether files can be fetched from an address.\n\nsalt '*' config.valid_fileproto salt://path/to/file", pure(func(c *module.Call) any {
+		}), module.Need("value", module.Str)),
+		module.Reads("config.valid_fileproto", "Tells whether files can be fetched from an address.\n\nsalt '*' config.valid_fileproto salt://path/to/file", pure(func(c *module.Call) any {
 			scheme, _, ok := strings.Cut(c.Str("uri"), "://")
 			return ok && (scheme == "salt" || scheme == "http" || scheme == "https" || scheme == "file")
-		}), need("uri", module.Str)),
-		reads("config.manage_mode", "Gives a file's mode as a text of digits.\n\nsalt '*' config.manage_mode 0644", pure(func(c *module.Call) any {
+		}), module.Need("uri", module.Str)),
+		module.Reads("config.manage_mode", "Gives a file's mode as a text of digits.\n\nsalt '*' config.manage_mode 0644", pure(func(c *module.Call) any {
 			if !c.Has("mode") {
 				return nil
 			}
-			s := strings.TrimLeft(strings.TrimPrefix(text(c.Any("mode")), "0o"), "0")
+			s := strings.TrimLeft(strings.TrimPrefix(module.Plain(c.Any("mode")), "0o"), "0")
 			if len(s) < 4 {
 				s = "0" + s
 			}
 			return s
-		}), may("mode", module.Any, nil)),
+		}), module.May("mode", module.Any, nil)),
 	}
 }

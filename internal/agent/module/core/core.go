@@ -24,35 +24,8 @@ func Functions(j Jobs) []module.Function {
 	return slices.Concat(testers(), system(), staticGrains(), config(), matching(), slsutil(), defaulting(), mine(), events(), environ(), logging(), random(), saltutil(j), later())
 }
 
-// The makers of entries of the tables; they keep those to a line or two.
-type run = func(context.Context, *module.Call) (any, error)
-
-func reads(name, doc string, f run, params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Reads: true, Run: f}
-}
-
-func changes(name, doc string, f run, params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Run: f}
-}
-
-func tests(name, doc string, f run, params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Tests: true, Run: f}
-}
-
-// rest lets a function take any number of arguments by position, open keywords too.
-func rest(f module.Function) module.Function { f.Rest = true; return f }
-func open(f module.Function) module.Function { f.Rest, f.Extra = true, true; return f }
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func may(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
-}
-
 // pure is a function that cannot fail.
-func pure(f func(c *module.Call) any) run {
+func pure(f func(c *module.Call) any) module.Run {
 	return func(_ context.Context, c *module.Call) (any, error) { return f(c), nil }
 }
 
@@ -113,14 +86,6 @@ func tidy(v any) any {
 	return tidy(out)
 }
 
-// text is a value as a text, whole numbers without a point.
-func text(v any) string {
-	if f, ok := v.(float64); ok && f == float64(int64(f)) {
-		v = int64(f)
-	}
-	return module.Text(v)
-}
-
 // facts are the grains of the host, static ones over them.
 func facts(ctx context.Context, c *module.Call) (map[string]any, error) {
 	all := map[string]any{}
@@ -145,12 +110,12 @@ func later() []module.Function {
 	for _, name := range []string{"apply", "highstate", "sls", "single", "test", "show_sls", "show_lowstate", "show_highstate", "show_top", "show_low_sls", "show_states",
 		"sls_id", "sls_exists", "id_exists", "low", "high", "top", "template", "template_str", "check_request", "request", "run_request", "clear_request", "running", "event", "pkg", "list_disabled", "disable", "enable",
 		"soft_kill", "pause", "resume"} {
-		all = append(all, open(reads("state."+name, "Will come with states.\n\nsalt '*' state."+name, func(context.Context, *module.Call) (any, error) {
+		all = append(all, module.Open(module.Reads("state."+name, "Will come with states.\n\nsalt '*' state."+name, func(context.Context, *module.Call) (any, error) {
 			return nil, fault.Unavailable("state_later", "this agent knows no states yet").Fix("run the execution functions that they would call: see `sys.list_functions`")
 		})))
 	}
 	for _, name := range []string{"get", "items", "item", "ls", "raw", "keys", "ext", "data", "filter_by", "file_exists"} {
-		all = append(all, open(reads("pillar."+name, "Will come with states.\n\nsalt '*' pillar."+name, func(context.Context, *module.Call) (any, error) { return nil, noPillar() })))
+		all = append(all, module.Open(module.Reads("pillar."+name, "Will come with states.\n\nsalt '*' pillar."+name, func(context.Context, *module.Call) (any, error) { return nil, noPillar() })))
 	}
 	return all
 }

@@ -66,7 +66,7 @@ func stringKeys(v any) any {
 	case map[any]any:
 		m := map[string]any{}
 		for k, e := range x {
-			m[text(tidy(k))] = stringKeys(e)
+			m[module.Plain(tidy(k))] = stringKeys(e)
 		}
 		return m
 	case []any:
@@ -180,11 +180,11 @@ func place(own map[string]any, key, delimiter string, force bool) (map[string]an
 
 func staticGrains() []module.Function {
 	s := &store{}
-	key := need("key", module.Str)
-	delimiter := may("delimiter", module.Str, ":")
-	force := may("force", module.Bool, false)
-	destructive := may("destructive", module.Bool, false)
-	sanitize := may("sanitize", module.Bool, false)
+	key := module.Need("key", module.Str)
+	delimiter := module.May("delimiter", module.Str, ":")
+	force := module.May("force", module.Bool, false)
+	destructive := module.May("destructive", module.Bool, false)
+	sanitize := module.May("sanitize", module.Bool, false)
 	lookup := func(ctx context.Context, c *module.Call) (any, bool, error) {
 		g, err := facts(ctx, c)
 		if err != nil {
@@ -194,82 +194,82 @@ func staticGrains() []module.Function {
 		return v, ok, nil
 	}
 	return []module.Function{
-		reads("grains.get", "Gives a grain, or what lies below it by a path with colons.\n\nsalt '*' grains.get pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("grains.get", "Gives a grain, or what lies below it by a path with colons.\n\nsalt '*' grains.get pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
 			v, ok, err := lookup(ctx, c)
 			if err == nil && !ok {
 				v = c.Any("default")
 			}
 			return v, err
-		}, key, may("default", module.Any, ""), delimiter, may("ordered", module.Bool, true)),
-		open(reads("grains.item", "Gives some grains by name.\n\nsalt '*' grains.item os osrelease", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.May("default", module.Any, ""), delimiter, module.May("ordered", module.Bool, true)),
+		module.Open(module.Reads("grains.item", "Gives some grains by name.\n\nsalt '*' grains.item os osrelease", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			out := map[string]any{}
 			for _, k := range c.Rest {
-				v, ok := traverse(g, text(k), ":")
+				v, ok := traverse(g, module.Plain(k), ":")
 				if !ok {
 					if v = c.Extra["default"]; v == nil {
 						v = ""
 					}
 				}
-				out[text(k)] = hidden(text(k), v, truth(c.Extra["sanitize"]))
+				out[module.Plain(k)] = hidden(module.Plain(k), v, truth(c.Extra["sanitize"]))
 			}
 			return out, err
 		})),
-		reads("grains.items", "Gives all grains.\n\nsalt '*' grains.items", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("grains.items", "Gives all grains.\n\nsalt '*' grains.items", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			for k, v := range g {
 				g[k] = hidden(k, v, c.Bool("sanitize"))
 			}
 			return g, err
 		}, sanitize),
-		reads("grains.ls", "Lists the names of all grains.\n\nsalt '*' grains.ls", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("grains.ls", "Lists the names of all grains.\n\nsalt '*' grains.ls", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			return sortedKeys(g), err
 		}),
-		reads("grains.has_value", "Tells whether a grain is there and not empty.\n\nsalt '*' grains.has_value pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("grains.has_value", "Tells whether a grain is there and not empty.\n\nsalt '*' grains.has_value pkg:apache", func(ctx context.Context, c *module.Call) (any, error) {
 			v, _, err := lookup(ctx, c)
 			return truth(v), err
 		}, key),
-		reads("grains.equals", "Tells whether a grain has a value.\n\nsalt '*' grains.equals fqdn server.example.com", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("grains.equals", "Tells whether a grain has a value.\n\nsalt '*' grains.equals fqdn server.example.com", func(ctx context.Context, c *module.Call) (any, error) {
 			v, ok, err := lookup(ctx, c)
-			return ok && text(v) == text(c.Any("value")), err
-		}, key, need("value", module.Any)),
-		reads("grains.fetch", "Gives a grain, or a default.\n\nsalt '*' grains.fetch nodename", func(ctx context.Context, c *module.Call) (any, error) {
+			return ok && module.Plain(v) == module.Plain(c.Any("value")), err
+		}, key, module.Need("value", module.Any)),
+		module.Reads("grains.fetch", "Gives a grain, or a default.\n\nsalt '*' grains.fetch nodename", func(ctx context.Context, c *module.Call) (any, error) {
 			v, ok, err := lookup(ctx, c)
 			if err == nil && !ok {
 				v = c.Any("default")
 			}
 			return v, err
-		}, key, may("default", module.Any, ""), delimiter, may("ordered", module.Bool, true)),
-		tests("grains.setval", "Sets a grain of this host.\n\nsalt '*' grains.setval key val", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.May("default", module.Any, ""), delimiter, module.May("ordered", module.Bool, true)),
+		module.Tests("grains.setval", "Sets a grain of this host.\n\nsalt '*' grains.setval key val", func(ctx context.Context, c *module.Call) (any, error) {
 			val := c.Any("val")
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) {
 				return setvals(own, map[string]any{c.Str("key"): val}, c.Bool("destructive"))
 			})
-		}, key, need("val", module.Any), destructive, may("refresh_pillar", module.Bool, true)),
-		tests("grains.setvals", "Sets several grains of this host.\n\nsalt '*' grains.setvals '{key1: val1, key2: val2}'", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.Need("val", module.Any), destructive, module.May("refresh_pillar", module.Bool, true)),
+		module.Tests("grains.setvals", "Sets several grains of this host.\n\nsalt '*' grains.setvals '{key1: val1, key2: val2}'", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) {
 				return setvals(own, c.Map("grains"), c.Bool("destructive"))
 			})
-		}, need("grains", module.Map), destructive, may("refresh_pillar", module.Bool, true)),
-		tests("grains.delval", "Empties a grain of this host, or removes it with destructive=True.\n\nsalt '*' grains.delval key", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("grains", module.Map), destructive, module.May("refresh_pillar", module.Bool, true)),
+		module.Tests("grains.delval", "Empties a grain of this host, or removes it with destructive=True.\n\nsalt '*' grains.delval key", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) {
 				return remove(own, c.Str("key"), ":", c.Bool("destructive"))
 			})
 		}, key, destructive),
-		tests("grains.delkey", "Removes a grain of this host.\n\nsalt '*' grains.delkey key", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("grains.delkey", "Removes a grain of this host.\n\nsalt '*' grains.delkey key", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) { return remove(own, c.Str("key"), ":", true) })
 		}, key, force),
-		tests("grains.set", "Sets a grain of this host by a path; a mapping or list is only replaced with force=True.\n\nsalt '*' grains.set 'apps:myApp:port' 2209", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("grains.set", "Sets a grain of this host by a path; a mapping or list is only replaced with force=True.\n\nsalt '*' grains.set 'apps:myApp:port' 2209", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) { return setGrain(own, c) })
-		}, key, may("val", module.Any, ""), force, destructive, delimiter),
-		tests("grains.append", "Adds a value to a grain that is a list.\n\nsalt '*' grains.append key val", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.May("val", module.Any, ""), force, destructive, delimiter),
+		module.Tests("grains.append", "Adds a value to a grain that is a list.\n\nsalt '*' grains.append key val", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) { return appendGrain(own, c) })
-		}, key, need("val", module.Any), may("convert", module.Bool, false), delimiter),
-		tests("grains.remove", "Takes a value out of a grain that is a list.\n\nsalt '*' grains.remove key val", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.Need("val", module.Any), module.May("convert", module.Bool, false), delimiter),
+		module.Tests("grains.remove", "Takes a value out of a grain that is a list.\n\nsalt '*' grains.remove key val", func(ctx context.Context, c *module.Call) (any, error) {
 			return s.change(ctx, c, func(own map[string]any) (any, bool, error) { return removeGrain(own, c) })
-		}, key, need("val", module.Any), delimiter),
-		reads("grains.filter_by", "Chooses an entry of a mapping by a grain: its key is matched as a glob; base lies below it, merge over it.\n\nsalt '*' grains.filter_by '{Debian: {pkg: apache2}, RedHat: {pkg: httpd}, default: {}}'", func(ctx context.Context, c *module.Call) (any, error) {
+		}, key, module.Need("val", module.Any), delimiter),
+		module.Reads("grains.filter_by", "Chooses an entry of a mapping by a grain: its key is matched as a glob; base lies below it, merge over it.\n\nsalt '*' grains.filter_by '{Debian: {pkg: apache2}, RedHat: {pkg: httpd}, default: {}}'", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			if err != nil {
 				return nil, err
@@ -279,6 +279,6 @@ func staticGrains() []module.Function {
 				v = []any{}
 			}
 			return filterBy(c.Map("lookup_dict"), v, c.Any("merge"), c.Any("default"), c.Any("base"), false)
-		}, need("lookup_dict", module.Map), may("grain", module.Str, "os_family"), may("merge", module.Any, nil), may("default", module.Any, "default"), may("base", module.Any, nil)),
+		}, module.Need("lookup_dict", module.Map), module.May("grain", module.Str, "os_family"), module.May("merge", module.Any, nil), module.May("default", module.Any, "default"), module.May("base", module.Any, nil)),
 	}
 }

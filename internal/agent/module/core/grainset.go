@@ -15,7 +15,7 @@ func hidden(key string, v any, sanitize bool) any {
 	}
 	switch key {
 	case "serialnumber":
-		s := text(v)
+		s := module.Plain(v)
 		keep := len(s) * 3 / 4
 		out := []byte(s)
 		for i := keep; i < len(out); i++ {
@@ -132,7 +132,7 @@ func appendGrain(own map[string]any, c *module.Call) (any, bool, error) {
 	val := tidy(clone(c.Any("val")))
 	has := func(v any) bool { return slices.ContainsFunc(l, func(e any) bool { return reflect.DeepEqual(e, v) }) }
 	if has(val) {
-		return fmt.Sprintf("The val %s was already in the list %s", text(val), key), false, nil
+		return fmt.Sprintf("The val %s was already in the list %s", module.Plain(val), key), false, nil
 	}
 	l = slices.Clone(l)
 	if more, ok := val.([]any); ok {
@@ -152,7 +152,7 @@ func removeGrain(own map[string]any, c *module.Call) (any, bool, error) {
 	val := tidy(c.Any("val"))
 	i := slices.IndexFunc(l, func(e any) bool { return reflect.DeepEqual(e, val) })
 	if i < 0 {
-		return fmt.Sprintf("The val %s was not in the list %s", text(val), key), false, nil
+		return fmt.Sprintf("The val %s was not in the list %s", module.Plain(val), key), false, nil
 	}
 	return putList(own, key, delimiter, slices.Delete(slices.Clone(l), i, i+1))
 }

@@ -129,12 +129,12 @@ func (t target) grain(expr, delimiter string, isRegexp bool) (bool, error) {
 					}
 					continue
 				}
-				if fits(strings.ToLower(text(e))) {
+				if fits(strings.ToLower(module.Plain(e))) {
 					return true, nil
 				}
 			}
 		default:
-			if fits(strings.ToLower(text(x))) {
+			if fits(strings.ToLower(module.Plain(x))) {
 				return true, nil
 			}
 		}
@@ -154,7 +154,7 @@ func (t target) ipcidr(s string) (bool, error) {
 	for _, key := range []string{"ipv4", "ipv6"} {
 		l, _ := t.grains[key].([]any)
 		for _, v := range l {
-			if a, err := netip.ParseAddr(text(v)); err == nil && p.Contains(a) {
+			if a, err := netip.ParseAddr(module.Plain(v)); err == nil && p.Contains(a) {
 				return true, nil
 			}
 		}
@@ -255,10 +255,10 @@ func (t target) term(w string) (bool, error) {
 }
 
 func matching() []module.Function {
-	tgt := need("tgt", module.Str)
-	other := may("minion_id", module.Str, nil)
-	delimiter := may("delimiter", module.Str, ":")
-	here := func(f func(t target, c *module.Call) (any, error)) run {
+	tgt := module.Need("tgt", module.Str)
+	other := module.May("minion_id", module.Str, nil)
+	delimiter := module.May("delimiter", module.Str, ":")
+	here := func(f func(t target, c *module.Call) (any, error)) module.Run {
 		return func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			if err != nil {
@@ -271,26 +271,26 @@ func matching() []module.Function {
 			return f(t, c)
 		}
 	}
-	byName := func(f func(t target, s string) (bool, error)) run {
+	byName := func(f func(t target, s string) (bool, error)) module.Run {
 		return here(func(t target, c *module.Call) (any, error) { return f(t, c.Str("tgt")) })
 	}
-	kind := may("tgt_type", module.Str, "compound")
-	lookup := need("lookup", module.Map)
+	kind := module.May("tgt_type", module.Str, "compound")
+	lookup := module.Need("lookup", module.Map)
 	return []module.Function{
-		reads("match.glob", "Tells whether the host's name fits a glob.\n\nsalt '*' match.glob '*'", byName(func(t target, s string) (bool, error) { return fnmatch(s, t.id), nil }), tgt, other),
-		reads("match.pcre", "Tells whether the host's name fits a regular expression.\n\nsalt '*' match.pcre '.*'", byName(target.pcre), tgt, other),
-		reads("match.list", "Tells whether the host's name is in a list.\n\nsalt '*' match.list 'server1,server2'", here(func(t target, c *module.Call) (any, error) {
+		module.Reads("match.glob", "Tells whether the host's name fits a glob.\n\nsalt '*' match.glob '*'", byName(func(t target, s string) (bool, error) { return fnmatch(s, t.id), nil }), tgt, other),
+		module.Reads("match.pcre", "Tells whether the host's name fits a regular expression.\n\nsalt '*' match.pcre '.*'", byName(target.pcre), tgt, other),
+		module.Reads("match.list", "Tells whether the host's name is in a list.\n\nsalt '*' match.list 'server1,server2'", here(func(t target, c *module.Call) (any, error) {
 			return slices.Contains(c.Strs("tgt"), t.id), nil
-		}), need("tgt", module.List), other),
-		reads("match.grain", "Tells whether a grain fits a glob.\n\nsalt '*' match.grain 'os:CentOS*'", here(func(t target, c *module.Call) (any, error) {
+		}), module.Need("tgt", module.List), other),
+		module.Reads("match.grain", "Tells whether a grain fits a glob.\n\nsalt '*' match.grain 'os:CentOS*'", here(func(t target, c *module.Call) (any, error) {
 			return t.grain(c.Str("tgt"), c.Str("delimiter"), false)
 		}), tgt, delimiter, other),
-		reads("match.grain_pcre", "Tells whether a grain fits a regular expression.\n\nsalt '*' match.grain_pcre 'os:(Fedora|CentOS.*)'", here(func(t target, c *module.Call) (any, error) {
+		module.Reads("match.grain_pcre", "Tells whether a grain fits a regular expression.\n\nsalt '*' match.grain_pcre 'os:(Fedora|CentOS.*)'", here(func(t target, c *module.Call) (any, error) {
 			return t.grain(c.Str("tgt"), c.Str("delimiter"), true)
 		}), tgt, delimiter, other),
-		reads("match.ipcidr", "Tells whether the host has an address in a network.\n\nsalt '*' match.ipcidr 192.168.44.0/24", byName(target.ipcidr), tgt),
-		reads("match.compound", "Tells whether the host fits a compound target.\n\nsalt '*' match.compound 'L@cheese,foo and *'", byName(target.compound), tgt, other),
-		reads("match.filter_by", "Chooses the entry of a mapping whose key is a target that fits the host.\n\nsalt '*' match.filter_by '{\"foo*\": Foo, \"bar*\": Bar}'", here(func(t target, c *module.Call) (any, error) {
+		module.Reads("match.ipcidr", "Tells whether the host has an address in a network.\n\nsalt '*' match.ipcidr 192.168.44.0/24", byName(target.ipcidr), tgt),
+		module.Reads("match.compound", "Tells whether the host fits a compound target.\n\nsalt '*' match.compound 'L@cheese,foo and *'", byName(target.compound), tgt, other),
+		module.Reads("match.filter_by", "Chooses the entry of a mapping whose key is a target that fits the host.\n\nsalt '*' match.filter_by '{\"foo*\": Foo, \"bar*\": Bar}'", here(func(t target, c *module.Call) (any, error) {
 			m := c.Map("lookup")
 			var found any
 			for _, k := range sortedKeys(m) {
@@ -304,8 +304,8 @@ func matching() []module.Function {
 				}
 			}
 			return layered(m, found, c.Any("merge"), c.Any("default"), nil, c.Bool("merge_lists"))
-		}), lookup, kind, other, may("merge", module.Any, nil), may("merge_lists", module.Bool, false), may("default", module.Any, "default")),
-		reads("match.search_by", "Lists the entries of a mapping whose targets fit the host.\n\nsalt '*' match.search_by '{web: [node1, node2]}'", here(func(t target, c *module.Call) (any, error) {
+		}), lookup, kind, other, module.May("merge", module.Any, nil), module.May("merge_lists", module.Bool, false), module.May("default", module.Any, "default")),
+		module.Reads("match.search_by", "Lists the entries of a mapping whose targets fit the host.\n\nsalt '*' match.search_by '{web: [node1, node2]}'", here(func(t target, c *module.Call) (any, error) {
 			m := c.Map("lookup")
 			var out []any
 			for _, k := range sortedKeys(m) {
@@ -314,7 +314,7 @@ func matching() []module.Function {
 					l = []any{m[k]}
 				}
 				for _, v := range l {
-					ok, err := t.by(c.Str("tgt_type"), text(v))
+					ok, err := t.by(c.Str("tgt_type"), module.Plain(v))
 					if err != nil {
 						return nil, err
 					}

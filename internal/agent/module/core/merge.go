@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 
+	"drover/internal/agent/module"
 	"drover/internal/fault"
 )
 
@@ -75,7 +76,7 @@ func filterBy(lookup map[string]any, value, over, def, base any, lists bool) (an
 	}
 	var found any
 	for _, v := range values {
-		if found = choose(lookup, text(v)); found != nil {
+		if found = choose(lookup, module.Plain(v)); found != nil {
 			break
 		}
 	}
@@ -97,10 +98,10 @@ func choose(lookup map[string]any, v string) any {
 // layered puts what was found over the base, and merge over both.
 func layered(lookup map[string]any, found, over, def, base any, lists bool) (any, error) {
 	if found == nil && def != nil {
-		found = lookup[text(def)]
+		found = lookup[module.Plain(def)]
 	}
 	if truth(base) {
-		if below, ok := lookup[text(base)]; ok {
+		if below, ok := lookup[module.Plain(base)]; ok {
 			switch b := below.(type) {
 			case map[string]any:
 				switch f := found.(type) {

@@ -16,12 +16,12 @@ import (
 
 func mine() []module.Function {
 	serverOnly := func(name, doc string) module.Function {
-		return open(changes("mine."+name, doc+"\n\nsalt '*' mine."+name, func(context.Context, *module.Call) (any, error) {
+		return module.Open(module.Changes("mine."+name, doc+"\n\nsalt '*' mine."+name, func(context.Context, *module.Call) (any, error) {
 			return nil, fault.Unavailable("mine_configured", "what a host shares is in its agent's configuration, and mine.%s does not change that", name).Fix("name the function under mine in /etc/drover/agent.yaml")
 		}))
 	}
 	return []module.Function{
-		reads("mine.get", "Gives what hosts told of themselves.\n\nsalt '*' mine.get 'web*' network.ip_addrs", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("mine.get", "Gives what hosts told of themselves.\n\nsalt '*' mine.get 'web*' network.ip_addrs", func(ctx context.Context, c *module.Call) (any, error) {
 			if c.Mine == nil {
 				return nil, fault.Unavailable("mine_missing", "this agent has no server to ask for the mine")
 			}
@@ -31,8 +31,8 @@ func mine() []module.Function {
 				delete(m, c.ID)
 			}
 			return v, err
-		}, need("tgt", module.Str), need("fun", module.List), may("tgt_type", module.Str, "glob"), may("exclude_minion", module.Bool, false)),
-		reads("mine.valid", "Lists the functions that the agent's configuration has for the mine.\n\nsalt '*' mine.valid", pure(func(c *module.Call) any {
+		}, module.Need("tgt", module.Str), module.Need("fun", module.List), module.May("tgt_type", module.Str, "glob"), module.May("exclude_minion", module.Bool, false)),
+		module.Reads("mine.valid", "Lists the functions that the agent's configuration has for the mine.\n\nsalt '*' mine.valid", pure(func(c *module.Call) any {
 			m, ok := settings(c)["mine_functions"].(map[string]any)
 			if !ok {
 				return map[string]any{}
@@ -40,7 +40,7 @@ func mine() []module.Function {
 			return m
 		})),
 		serverOnly("send", "Tells the mine what a function gives."),
-		reads("mine.update", "Tells the server anew what this host shares, and everything else that it tells of itself.\n\nsalt '*' mine.update", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("mine.update", "Tells the server anew what this host shares, and everything else that it tells of itself.\n\nsalt '*' mine.update", func(ctx context.Context, c *module.Call) (any, error) {
 			if c.Refresh == nil {
 				return nil, fault.Unavailable("mine_missing", "this agent has no server to tell")
 			}
@@ -61,12 +61,12 @@ func events() []module.Function {
 		err := c.Event(ctx, tag, data)
 		return err == nil, err
 	}
-	data, tag := need("data", module.Any), need("tag", module.Str)
+	data, tag := module.Need("data", module.Any), module.Need("tag", module.Str)
 	fire := func(ctx context.Context, c *module.Call) (any, error) {
 		return send(ctx, c, c.Str("tag"), c.Any("data"))
 	}
 	return []module.Function{
-		open(changes("event.send", "Tells the server an event; keywords are its data.\n\nsalt '*' event.send myco/mytag foo=Foo bar=Bar", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Open(module.Changes("event.send", "Tells the server an event; keywords are its data.\n\nsalt '*' event.send myco/mytag foo=Foo bar=Bar", func(ctx context.Context, c *module.Call) (any, error) {
 			out := map[string]any{}
 			switch d := c.Any("data").(type) {
 			case nil:
@@ -87,15 +87,15 @@ func events() []module.Function {
 				return nil, noPillar()
 			}
 			return send(ctx, c, c.Str("tag"), out)
-		}, tag, may("data", module.Any, nil), may("preload", module.Any, nil), may("with_env", module.Any, false), may("with_grains", module.Bool, false), may("with_pillar", module.Bool, false),
-			may("show_changed", module.Bool, true), may("default_tag", module.Any, nil))),
-		changes("event.fire_master", "Tells the server an event.\n\nsalt '*' event.fire_master '{data: my event data}' tag", fire, data, tag, may("preload", module.Any, nil), may("timeout", module.Int, int64(60))),
-		changes("event.fire", "Tells an event; the agent has no bus of its own, so it is the server that hears it.\n\nsalt '*' event.fire '{data: my event data}' tag", fire, data, tag, may("timeout", module.Int, nil)),
+		}, tag, module.May("data", module.Any, nil), module.May("preload", module.Any, nil), module.May("with_env", module.Any, false), module.May("with_grains", module.Bool, false), module.May("with_pillar", module.Bool, false),
+			module.May("show_changed", module.Bool, true), module.May("default_tag", module.Any, nil))),
+		module.Changes("event.fire_master", "Tells the server an event.\n\nsalt '*' event.fire_master '{data: my event data}' tag", fire, data, tag, module.May("preload", module.Any, nil), module.May("timeout", module.Int, int64(60))),
+		module.Changes("event.fire", "Tells an event; the agent has no bus of its own, so it is the server that hears it.\n\nsalt '*' event.fire '{data: my event data}' tag", fire, data, tag, module.May("timeout", module.Int, nil)),
 	}
 }
 
 func environ() []module.Function {
-	key := need("key", module.Str)
+	key := module.Need("key", module.Str)
 	check := func(k string) error {
 		if k == "" || strings.ContainsAny(k, "=\x00\n") {
 			return fault.Invalid("bad_variable", "%q cannot be the name of a variable", k)
@@ -120,11 +120,11 @@ func environ() []module.Function {
 		}
 		s := ""
 		if v != nil {
-			s = text(v)
+			s = module.Plain(v)
 		}
 		return s, os.Setenv(k, s)
 	}
-	unsets, permanent := may("false_unsets", module.Bool, false), may("permanent", module.Any, false)
+	unsets, permanent := module.May("false_unsets", module.Bool, false), module.May("permanent", module.Any, false)
 	all := func() map[string]any {
 		out := map[string]any{}
 		for _, kv := range os.Environ() {
@@ -134,18 +134,18 @@ func environ() []module.Function {
 		return out
 	}
 	return []module.Function{
-		reads("environ.get", "Gives a variable of the agent's environment.\n\nsalt '*' environ.get PATH", pure(func(c *module.Call) any {
+		module.Reads("environ.get", "Gives a variable of the agent's environment.\n\nsalt '*' environ.get PATH", pure(func(c *module.Call) any {
 			if v, ok := os.LookupEnv(c.Str("key")); ok {
 				return strings.ToValidUTF8(v, "\uFFFD")
 			}
 			return c.Any("default")
-		}), key, may("default", module.Any, "")),
-		reads("environ.has_value", "Tells whether a variable is set, or has a value.\n\nsalt '*' environ.has_value PATH", func(_ context.Context, c *module.Call) (any, error) {
+		}), key, module.May("default", module.Any, "")),
+		module.Reads("environ.has_value", "Tells whether a variable is set, or has a value.\n\nsalt '*' environ.has_value PATH", func(_ context.Context, c *module.Call) (any, error) {
 			v, ok := os.LookupEnv(c.Str("key"))
 			return ok && (!c.Has("value") && v != "" || c.Has("value") && v == c.Str("value")), nil
-		}, key, may("value", module.Str, nil)),
-		reads("environ.items", "Gives the agent's environment.\n\nsalt '*' environ.items", pure(func(*module.Call) any { return all() })),
-		reads("environ.item", "Gives some variables of the agent's environment.\n\nsalt '*' environ.item '[PATH, LANG]'", pure(func(c *module.Call) any {
+		}, key, module.May("value", module.Str, nil)),
+		module.Reads("environ.items", "Gives the agent's environment.\n\nsalt '*' environ.items", pure(func(*module.Call) any { return all() })),
+		module.Reads("environ.item", "Gives some variables of the agent's environment.\n\nsalt '*' environ.item '[PATH, LANG]'", pure(func(c *module.Call) any {
 			have, out := all(), map[string]any{}
 			for _, k := range c.Strs("keys") {
 				if v, ok := have[k]; ok {
@@ -155,11 +155,11 @@ func environ() []module.Function {
 				}
 			}
 			return out
-		}), need("keys", module.List), may("default", module.Any, "")),
-		changes("environ.setval", "Sets a variable of the agent's environment until it ends.\n\nsalt '*' environ.setval foo bar", func(_ context.Context, c *module.Call) (any, error) {
+		}), module.Need("keys", module.List), module.May("default", module.Any, "")),
+		module.Changes("environ.setval", "Sets a variable of the agent's environment until it ends.\n\nsalt '*' environ.setval foo bar", func(_ context.Context, c *module.Call) (any, error) {
 			return set(c.Str("key"), c.Any("val"), c.Bool("false_unsets"))
-		}, key, need("val", module.Any), unsets, permanent),
-		changes("environ.setenv", "Sets several variables of the agent's environment until it ends.\n\nsalt '*' environ.setenv '{foo: bar, baz: quux}'", func(_ context.Context, c *module.Call) (any, error) {
+		}, key, module.Need("val", module.Any), unsets, permanent),
+		module.Changes("environ.setenv", "Sets several variables of the agent's environment until it ends.\n\nsalt '*' environ.setenv '{foo: bar, baz: quux}'", func(_ context.Context, c *module.Call) (any, error) {
 			vars := c.Map("environ")
 			for k := range vars {
 				if err := check(k); err != nil {
@@ -183,16 +183,16 @@ func environ() []module.Function {
 				}
 			}
 			return out, nil
-		}, need("environ", module.Map), unsets, may("clear_all", module.Bool, false), may("update_minion", module.Bool, false), permanent),
+		}, module.Need("environ", module.Map), unsets, module.May("clear_all", module.Bool, false), module.May("update_minion", module.Bool, false), permanent),
 	}
 }
 
 func logging() []module.Function {
 	say := func(name string, level slog.Level) module.Function {
-		return reads("log."+name, "Writes a line into the agent's log.\n\nsalt '*' log."+name+" message", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Reads("log."+name, "Writes a line into the agent's log.\n\nsalt '*' log."+name+" message", func(ctx context.Context, c *module.Call) (any, error) {
 			slog.Log(ctx, level, c.Str("message"), "module", "log")
 			return true, nil
-		}, need("message", module.Str))
+		}, module.Need("message", module.Str))
 	}
 	return []module.Function{say("debug", slog.LevelDebug), say("info", slog.LevelInfo), say("warning", slog.LevelWarn), say("error", slog.LevelError), say("exception", slog.LevelError), say("critical", slog.LevelError)}
 }
@@ -205,9 +205,9 @@ const (
 )
 
 func random() []module.Function {
-	on, off := func(n string) module.Param { return may(n, module.Bool, true) }, func(n string) module.Param { return may(n, module.Bool, false) }
+	on, off := func(n string) module.Param { return module.May(n, module.Bool, true) }, func(n string) module.Param { return module.May(n, module.Bool, false) }
 	return []module.Function{
-		reads("random.get_str", "Gives a random text.\n\nsalt '*' random.get_str 128", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("random.get_str", "Gives a random text.\n\nsalt '*' random.get_str 128", func(_ context.Context, c *module.Call) (any, error) {
 			set := c.Str("chars")
 			if !c.Has("chars") {
 				for _, p := range []struct{ name, set string }{{"lowercase", lower}, {"uppercase", strings.ToUpper(lower)}, {"digits", digits}, {"punctuation", punctuation}, {"whitespace", whitespace}} {
@@ -230,11 +230,11 @@ func random() []module.Function {
 				out[i] = chars[j]
 			}
 			return string(out), nil
-		}, may("length", module.Int, int64(20)), may("chars", module.Str, nil), on("lowercase"), on("uppercase"), on("digits"), on("punctuation"), off("whitespace"), off("printable")),
-		reads("random.hash", "Gives the hash of a text.\n\nsalt '*' random.hash 'I am a string' md5", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("length", module.Int, int64(20)), module.May("chars", module.Str, nil), on("lowercase"), on("uppercase"), on("digits"), on("punctuation"), off("whitespace"), off("printable")),
+		module.Reads("random.hash", "Gives the hash of a text.\n\nsalt '*' random.hash 'I am a string' md5", func(_ context.Context, c *module.Call) (any, error) {
 			return hashText(c.Str("algorithm"), c.Str("value"))
-		}, need("value", module.Str), may("algorithm", module.Str, "sha512")),
-		reads("random.str_encode", "Encodes a text: base64 or hex.\n\nsalt '*' random.str_encode 'I am a new string'", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("value", module.Str), module.May("algorithm", module.Str, "sha512")),
+		module.Reads("random.str_encode", "Encodes a text: base64 or hex.\n\nsalt '*' random.str_encode 'I am a new string'", func(_ context.Context, c *module.Call) (any, error) {
 			switch c.Str("encoder") {
 			case "base64":
 				return base64.StdEncoding.EncodeToString([]byte(c.Str("value"))) + "\n", nil
@@ -242,8 +242,8 @@ func random() []module.Function {
 				return hex.EncodeToString([]byte(c.Str("value"))), nil
 			}
 			return nil, fault.Invalid("bad_encoder", "there is no encoder %q here", c.Str("encoder")).Fix("base64 or hex")
-		}, need("value", module.Str), may("encoder", module.Str, "base64")),
-		reads("random.seed", "Gives a number below a bound that is always the same on this host.\n\nsalt '*' random.seed 10", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("value", module.Str), module.May("encoder", module.Str, "base64")),
+		module.Reads("random.seed", "Gives a number below a bound that is always the same on this host.\n\nsalt '*' random.seed 10", func(_ context.Context, c *module.Call) (any, error) {
 			s := c.ID
 			if c.Has("hash") {
 				s = c.Str("hash")
@@ -254,21 +254,21 @@ func random() []module.Function {
 			h := fnv.New64a()
 			h.Write([]byte(s)) // never fails
 			return int64(h.Sum64() % uint64(c.Int("range"))), nil
-		}, may("range", module.Int, int64(10)), may("hash", module.Str, nil)),
-		reads("random.rand_int", "Gives a random number of a range, always the same with a seed.\n\nsalt '*' random.rand_int 1 10", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("range", module.Int, int64(10)), module.May("hash", module.Str, nil)),
+		module.Reads("random.rand_int", "Gives a random number of a range, always the same with a seed.\n\nsalt '*' random.rand_int 1 10", func(_ context.Context, c *module.Call) (any, error) {
 			low, high := c.Int("start"), c.Int("end")
 			if high < low || high-low < 0 || high-low+1 < 1 {
 				return nil, fault.Invalid("argument", "random.rand_int: there is no number from %d to %d", low, high)
 			}
 			if c.Has("seed") {
 				h := fnv.New64a()
-				h.Write([]byte(text(c.Any("seed"))))                                     // never fails
+				h.Write([]byte(module.Plain(c.Any("seed"))))                             // never fails
 				return low + rand.New(rand.NewPCG(h.Sum64(), 0)).Int64N(high-low+1), nil //nolint:gosec // repeatable on request
 			}
 			n, err := below(high - low + 1)
 			return low + n, err
-		}, may("start", module.Int, int64(1)), may("end", module.Int, int64(10)), may("seed", module.Any, nil)),
-		reads("random.shadow_hash", "Makes the hash of a password.\n\nsalt '*' random.shadow_hash My5alT MyP@asswd", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.May("start", module.Int, int64(1)), module.May("end", module.Int, int64(10)), module.May("seed", module.Any, nil)),
+		module.Reads("random.shadow_hash", "Makes the hash of a password.\n\nsalt '*' random.shadow_hash My5alT MyP@asswd", func(ctx context.Context, c *module.Call) (any, error) {
 			named := map[string]any{"password": c.Any("password"), "algorithm": c.Any("algorithm")}
 			if c.Has("crypt_salt") {
 				named["crypt_salt"] = c.Any("crypt_salt")
@@ -278,11 +278,11 @@ func random() []module.Function {
 				if err != nil {
 					return nil, err
 				}
-				if named["password"], err = hashText("sha256", text(n)); err != nil {
+				if named["password"], err = hashText("sha256", module.Plain(n)); err != nil {
 					return nil, err
 				}
 			}
 			return call(ctx, c, "shadow.gen_password", nil, named)
-		}, may("crypt_salt", module.Str, nil), may("password", module.Str, nil), may("algorithm", module.Str, "sha512")),
+		}, module.May("crypt_salt", module.Str, nil), module.May("password", module.Str, nil), module.May("algorithm", module.Str, "sha512")),
 	}
 }

@@ -13,18 +13,18 @@ import (
 )
 
 func slsutil() []module.Function {
-	a, b := need("obj_a", module.Map), need("obj_b", module.Map)
-	how := []module.Param{may("strategy", module.Str, "smart"), may("renderer", module.Str, "yaml"), may("merge_lists", module.Bool, false)}
+	a, b := module.Need("obj_a", module.Map), module.Need("obj_b", module.Map)
+	how := []module.Param{module.May("strategy", module.Str, "smart"), module.May("renderer", module.Str, "yaml"), module.May("merge_lists", module.Bool, false)}
 	there := func(name, doc string, dir bool) module.Function {
-		return reads("slsutil."+name, doc+"\n\nsalt '*' slsutil."+name+" nginx/map.jinja", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Reads("slsutil."+name, doc+"\n\nsalt '*' slsutil."+name+" nginx/map.jinja", func(ctx context.Context, c *module.Call) (any, error) {
 			return onServer(ctx, c, dir)
-		}, need("path", module.Str), may("saltenv", module.Str, "base"))
+		}, module.Need("path", module.Str), module.May("saltenv", module.Str, "base"))
 	}
 	return []module.Function{
-		reads("slsutil.merge", "Merges two mappings by a strategy.\n\nsalt '*' slsutil.merge '{foo: Foo}' '{bar: Bar}'", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("slsutil.merge", "Merges two mappings by a strategy.\n\nsalt '*' slsutil.merge '{foo: Foo}' '{bar: Bar}'", func(_ context.Context, c *module.Call) (any, error) {
 			return merge(c.Map("obj_a"), c.Map("obj_b"), c.Str("strategy"), c.Str("renderer"), c.Bool("merge_lists"))
 		}, append([]module.Param{a, b}, how...)...),
-		reads("slsutil.merge_all", "Merges several mappings, one after the other.\n\nsalt '*' slsutil.merge_all '[{foo: Foo}, {foo: Bar}]'", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("slsutil.merge_all", "Merges several mappings, one after the other.\n\nsalt '*' slsutil.merge_all '[{foo: Foo}, {foo: Bar}]'", func(_ context.Context, c *module.Call) (any, error) {
 			out := map[string]any{}
 			for _, v := range c.List("lst") {
 				m, ok := v.(map[string]any)
@@ -37,33 +37,33 @@ func slsutil() []module.Function {
 				}
 			}
 			return out, nil
-		}, append([]module.Param{need("lst", module.List)}, how...)...),
-		reads("slsutil.update", "Puts one mapping over another.\n\nsalt '*' slsutil.update '{foo: Foo}' '{bar: Bar}'", pure(func(c *module.Call) any {
+		}, append([]module.Param{module.Need("lst", module.List)}, how...)...),
+		module.Reads("slsutil.update", "Puts one mapping over another.\n\nsalt '*' slsutil.update '{foo: Foo}' '{bar: Bar}'", pure(func(c *module.Call) any {
 			dest, _ := clone(c.Map("dest")).(map[string]any)
 			upd, _ := clone(c.Map("upd")).(map[string]any)
 			return update(dest, upd, c.Bool("recursive_update"), c.Bool("merge_lists"))
-		}), need("dest", module.Map), need("upd", module.Map), may("recursive_update", module.Bool, true), may("merge_lists", module.Bool, false)),
-		open(reads("slsutil.serialize", "Writes data as text: json or yaml.\n\nsalt '*' slsutil.serialize json obj='{foo: Foo!}'", func(_ context.Context, c *module.Call) (any, error) {
+		}), module.Need("dest", module.Map), module.Need("upd", module.Map), module.May("recursive_update", module.Bool, true), module.May("merge_lists", module.Bool, false)),
+		module.Open(module.Reads("slsutil.serialize", "Writes data as text: json or yaml.\n\nsalt '*' slsutil.serialize json obj='{foo: Foo!}'", func(_ context.Context, c *module.Call) (any, error) {
 			return serialize(c.Str("serializer"), c.Any("obj"), c.Extra)
-		}, need("serializer", module.Str), need("obj", module.Any))),
-		open(reads("slsutil.deserialize", "Reads data from text: json or yaml.\n\nsalt '*' slsutil.deserialize json '{\"foo\": \"Foo!\"}'", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("serializer", module.Str), module.Need("obj", module.Any))),
+		module.Open(module.Reads("slsutil.deserialize", "Reads data from text: json or yaml.\n\nsalt '*' slsutil.deserialize json '{\"foo\": \"Foo!\"}'", func(_ context.Context, c *module.Call) (any, error) {
 			return deserialize(c.Str("serializer"), c.Str("stream_or_string"))
-		}, need("serializer", module.Str), need("stream_or_string", module.Str))),
-		reads("slsutil.boolstr", "Gives one of two texts for true and false.\n\nsalt '*' slsutil.boolstr True true=yes false=no", pure(func(c *module.Call) any {
+		}, module.Need("serializer", module.Str), module.Need("stream_or_string", module.Str))),
+		module.Reads("slsutil.boolstr", "Gives one of two texts for true and false.\n\nsalt '*' slsutil.boolstr True true=yes false=no", pure(func(c *module.Call) any {
 			if truth(c.Any("value")) {
 				return c.Any("true")
 			}
 			return c.Any("false")
-		}), need("value", module.Any), may("true", module.Any, "true"), may("false", module.Any, "false")),
+		}), module.Need("value", module.Any), module.May("true", module.Any, "true"), module.May("false", module.Any, "false")),
 		there("file_exists", "Tells whether the server has a file.", false),
 		there("dir_exists", "Tells whether the server has a directory.", true),
-		reads("slsutil.path_exists", "Tells whether the server has a file or a directory.\n\nsalt '*' slsutil.path_exists nginx/map.jinja", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("slsutil.path_exists", "Tells whether the server has a file or a directory.\n\nsalt '*' slsutil.path_exists nginx/map.jinja", func(ctx context.Context, c *module.Call) (any, error) {
 			v, err := onServer(ctx, c, false)
 			if err != nil || v {
 				return v, err
 			}
 			return onServer(ctx, c, true)
-		}, need("path", module.Str), may("saltenv", module.Str, "base")),
+		}, module.Need("path", module.Str), module.May("saltenv", module.Str, "base")),
 	}
 }
 
@@ -84,7 +84,7 @@ func onServer(ctx context.Context, c *module.Call, dir bool) (bool, error) {
 			}
 		case []any:
 			for _, d := range l {
-				if strings.Trim(text(d), "/") == path {
+				if strings.Trim(module.Plain(d), "/") == path {
 					return true, nil
 				}
 			}
@@ -152,13 +152,13 @@ func noSerializer(kind string) error {
 }
 
 func defaulting() []module.Function {
-	inPlace, none := may("in_place", module.Bool, true), may("convert_none", module.Bool, true)
+	inPlace, none := module.May("in_place", module.Bool, true), module.May("convert_none", module.Bool, true)
 	return []module.Function{
-		reads("defaults.merge", "Puts a mapping over another, and gives the result.\n\nsalt '*' defaults.merge '{a: b}' '{d: e}'", pure(func(c *module.Call) any {
+		module.Reads("defaults.merge", "Puts a mapping over another, and gives the result.\n\nsalt '*' defaults.merge '{a: b}' '{d: e}'", pure(func(c *module.Call) any {
 			return over(c.Map("dest"), c.Map("src"), c.Bool("merge_lists"))
-		}), need("dest", module.Map), need("src", module.Map), may("merge_lists", module.Bool, false), inPlace, none),
-		reads("defaults.deepcopy", "Gives a copy of data.\n\nsalt '*' defaults.deepcopy '{a: b}'", pure(func(c *module.Call) any { return clone(c.Any("source")) }), need("source", module.Any)),
-		reads("defaults.update", "Puts defaults below each entry of a mapping.\n\nsalt '*' defaults.update '{node1: {}}' '{port: 80}'", func(_ context.Context, c *module.Call) (any, error) {
+		}), module.Need("dest", module.Map), module.Need("src", module.Map), module.May("merge_lists", module.Bool, false), inPlace, none),
+		module.Reads("defaults.deepcopy", "Gives a copy of data.\n\nsalt '*' defaults.deepcopy '{a: b}'", pure(func(c *module.Call) any { return clone(c.Any("source")) }), module.Need("source", module.Any)),
+		module.Reads("defaults.update", "Puts defaults below each entry of a mapping.\n\nsalt '*' defaults.update '{node1: {}}' '{port: 80}'", func(_ context.Context, c *module.Call) (any, error) {
 			out := map[string]any{}
 			for k, v := range c.Map("dest") {
 				m, ok := v.(map[string]any)
@@ -168,7 +168,7 @@ func defaulting() []module.Function {
 				out[k] = over(c.Map("defaults"), m, c.Bool("merge_lists"))
 			}
 			return out, nil
-		}, need("dest", module.Map), need("defaults", module.Map), may("merge_lists", module.Bool, true), inPlace, none),
+		}, module.Need("dest", module.Map), module.Need("defaults", module.Map), module.May("merge_lists", module.Bool, true), inPlace, none),
 	}
 }
 

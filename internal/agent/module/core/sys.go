@@ -34,11 +34,11 @@ func chosen(c *module.Call) []string {
 	for _, v := range c.Rest {
 		if l, ok := v.([]any); ok {
 			for _, e := range l {
-				pats = append(pats, text(e))
+				pats = append(pats, module.Plain(e))
 			}
 			continue
 		}
-		pats = append(pats, text(v))
+		pats = append(pats, module.Plain(v))
 	}
 	out := []string{}
 	for _, n := range names(c.Registry) {
@@ -61,11 +61,11 @@ func chosen(c *module.Call) []string {
 
 func system() []module.Function {
 	none := func(name, doc string) module.Function {
-		return rest(reads(name, doc+"\n\nsalt '*' "+name, pure(func(*module.Call) any { return []string{} })))
+		return module.Rest(module.Reads(name, doc+"\n\nsalt '*' "+name, pure(func(*module.Call) any { return []string{} })))
 	}
 	reload := func(ctx context.Context, c *module.Call) (any, error) { return true, refresh(ctx, c) }
 	return []module.Function{
-		rest(reads("sys.doc", "Gives the documentation of functions, of a module, or of all.\n\nsalt '*' sys.doc test.ping", pure(func(c *module.Call) any {
+		module.Rest(module.Reads("sys.doc", "Gives the documentation of functions, of a module, or of all.\n\nsalt '*' sys.doc test.ping", pure(func(c *module.Call) any {
 			out := map[string]any{}
 			for _, n := range chosen(c) {
 				f, _ := c.Registry.Get(n)
@@ -73,17 +73,17 @@ func system() []module.Function {
 			}
 			return out
 		}))),
-		rest(reads("sys.list_functions", "Lists the functions of modules, or all.\n\nsalt '*' sys.list_functions test", pure(func(c *module.Call) any { return chosen(c) }))),
-		rest(reads("sys.list_modules", "Lists the modules, or those that fit patterns.\n\nsalt '*' sys.list_modules 's*'", pure(func(c *module.Call) any {
+		module.Rest(module.Reads("sys.list_functions", "Lists the functions of modules, or all.\n\nsalt '*' sys.list_functions test", pure(func(c *module.Call) any { return chosen(c) }))),
+		module.Rest(module.Reads("sys.list_modules", "Lists the modules, or those that fit patterns.\n\nsalt '*' sys.list_modules 's*'", pure(func(c *module.Call) any {
 			out := []string{}
 			for _, n := range moduleNames(c.Registry) {
-				if len(c.Rest) == 0 || slices.ContainsFunc(c.Rest, func(v any) bool { ok, err := path.Match(text(v), n); return ok && err == nil }) {
+				if len(c.Rest) == 0 || slices.ContainsFunc(c.Rest, func(v any) bool { ok, err := path.Match(module.Plain(v), n); return ok && err == nil }) {
 					out = append(out, n)
 				}
 			}
 			return out
 		}))),
-		rest(reads("sys.argspec", "Tells what arguments functions take.\n\nsalt '*' sys.argspec pkg.install", pure(func(c *module.Call) any {
+		module.Rest(module.Reads("sys.argspec", "Tells what arguments functions take.\n\nsalt '*' sys.argspec pkg.install", pure(func(c *module.Call) any {
 			out := map[string]any{}
 			for _, n := range chosen(c) {
 				f, _ := c.Registry.Get(n)
@@ -96,7 +96,7 @@ func system() []module.Function {
 		none("sys.list_runners", "Lists the runners of the host; there are none."),
 		none("sys.list_state_functions", "Lists the functions of states; they come later."),
 		none("sys.list_state_modules", "Lists the modules of states; they come later."),
-		changes("sys.reload_modules", "Gathers the grains anew; modules are part of the agent.\n\nsalt '*' sys.reload_modules", reload),
+		module.Changes("sys.reload_modules", "Gathers the grains anew; modules are part of the agent.\n\nsalt '*' sys.reload_modules", reload),
 	}
 }
 

@@ -29,25 +29,25 @@ const (
 )
 
 func testers() []module.Function {
-	always := func(v any) run { return pure(func(*module.Call) any { return v }) }
-	num := need("num", module.Int)
+	always := func(v any) module.Run { return pure(func(*module.Call) any { return v }) }
+	num := module.Need("num", module.Int)
 	return []module.Function{
-		reads("test.ping", "Tells that the agent is there.\n\nsalt '*' test.ping", always(true)),
-		reads("test.version", "Tells the version of the agent.\n\nsalt '*' test.version", pure(func(c *module.Call) any { return c.Version })),
-		reads("test.versions", "Tells the versions of the agent and of what it is made with.\n\nsalt '*' test.versions", pure(versions)),
-		reads("test.versions_report", "Tells the versions of the agent and of what it is made with.\n\nsalt '*' test.versions_report", pure(versions)),
-		reads("test.versions_information", "Tells the versions of the agent and of what it is made with, as a mapping.\n\nsalt '*' test.versions_information", pure(func(c *module.Call) any {
+		module.Reads("test.ping", "Tells that the agent is there.\n\nsalt '*' test.ping", always(true)),
+		module.Reads("test.version", "Tells the version of the agent.\n\nsalt '*' test.version", pure(func(c *module.Call) any { return c.Version })),
+		module.Reads("test.versions", "Tells the versions of the agent and of what it is made with.\n\nsalt '*' test.versions", pure(versions)),
+		module.Reads("test.versions_report", "Tells the versions of the agent and of what it is made with.\n\nsalt '*' test.versions_report", pure(versions)),
+		module.Reads("test.versions_information", "Tells the versions of the agent and of what it is made with, as a mapping.\n\nsalt '*' test.versions_information", pure(func(c *module.Call) any {
 			return map[string]any{"Drover Version": map[string]any{"Drover": c.Version}, "Dependency Versions": dependencies(), "System Versions": map[string]any{"go": runtime.Version(), "machine": runtime.GOARCH, "system": runtime.GOOS}}
 		})),
-		reads("test.echo", "Gives back a text.\n\nsalt '*' test.echo 'foo bar baz'", pure(func(c *module.Call) any { return c.Any("text") }), need("text", module.Any)),
-		open(reads("test.arg", "Gives back its arguments.\n\nsalt '*' test.arg 1 'two' 3.1 txt='hello' wow='{a: 1, b: \"hello\"}'", pure(func(c *module.Call) any {
+		module.Reads("test.echo", "Gives back a text.\n\nsalt '*' test.echo 'foo bar baz'", pure(func(c *module.Call) any { return c.Any("text") }), module.Need("text", module.Any)),
+		module.Open(module.Reads("test.arg", "Gives back its arguments.\n\nsalt '*' test.arg 1 'two' 3.1 txt='hello' wow='{a: 1, b: \"hello\"}'", pure(func(c *module.Call) any {
 			return map[string]any{"args": positional(c), "kwargs": c.Extra}
 		}))),
-		open(reads("test.kwarg", "Gives back its keywords.\n\nsalt '*' test.kwarg num=1 txt='two'", pure(func(c *module.Call) any { return c.Extra }))),
-		open(reads("test.arg_repr", "Gives back its arguments as Python writes them.\n\nsalt '*' test.arg_repr 1 'two' 3.1 txt='hello'", pure(func(c *module.Call) any {
+		module.Open(module.Reads("test.kwarg", "Gives back its keywords.\n\nsalt '*' test.kwarg num=1 txt='two'", pure(func(c *module.Call) any { return c.Extra }))),
+		module.Open(module.Reads("test.arg_repr", "Gives back its arguments as Python writes them.\n\nsalt '*' test.arg_repr 1 'two' 3.1 txt='hello'", pure(func(c *module.Call) any {
 			return map[string]any{"args": pythonTuple(positional(c)), "kwargs": python(c.Extra)}
 		}))),
-		open(reads("test.arg_type", "Tells the types of its arguments, as Python names them.\n\nsalt '*' test.arg_type 1 'int'", pure(func(c *module.Call) any {
+		module.Open(module.Reads("test.arg_type", "Tells the types of its arguments, as Python names them.\n\nsalt '*' test.arg_type 1 'int'", pure(func(c *module.Call) any {
 			args, named := []string{}, map[string]any{}
 			for _, v := range positional(c) {
 				args = append(args, pythonType(v))
@@ -57,10 +57,10 @@ func testers() []module.Function {
 			}
 			return map[string]any{"args": args, "kwargs": named}
 		}))),
-		open(reads("test.arg_clean", "Gives back its arguments.\n\nsalt '*' test.arg_clean 1 'two'", pure(func(c *module.Call) any {
+		module.Open(module.Reads("test.arg_clean", "Gives back its arguments.\n\nsalt '*' test.arg_clean 1 'two'", pure(func(c *module.Call) any {
 			return map[string]any{"args": positional(c), "kwargs": c.Extra}
 		}))),
-		reads("test.fib", "Gives the number of Fibonacci's at a place, and the time it took.\n\nsalt '*' test.fib 3", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("test.fib", "Gives the number of Fibonacci's at a place, and the time it took.\n\nsalt '*' test.fib 3", func(_ context.Context, c *module.Call) (any, error) {
 			n := c.Int("num")
 			if n < 0 || n > maxFib {
 				return nil, fault.Invalid("argument", "test.fib: num must be from 0 to %d, not %d", maxFib, n)
@@ -76,7 +76,7 @@ func testers() []module.Function {
 			}
 			return []any{a.String(), time.Since(began).Seconds()}, nil
 		}, num),
-		reads("test.collatz", "Gives Collatz's numbers from a start on, and the time it took.\n\nsalt '*' test.collatz 3", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("test.collatz", "Gives Collatz's numbers from a start on, and the time it took.\n\nsalt '*' test.collatz 3", func(ctx context.Context, c *module.Call) (any, error) {
 			began := time.Now()
 			n := c.Int("start")
 			steps := []any{}
@@ -92,48 +92,48 @@ func testers() []module.Function {
 				}
 			}
 			return []any{append(steps, n), time.Since(began).Seconds()}, nil
-		}, need("start", module.Int)),
-		reads("test.outputter", "Gives back data, for looking at outputs.\n\nsalt '*' test.outputter foobar", pure(func(c *module.Call) any { return c.Any("data") }), need("data", module.Any)),
-		reads("test.retcode", "Ends with a return code.\n\nsalt '*' test.retcode 42", pure(func(c *module.Call) any { c.RC = int(c.Int("code")); return true }), may("code", module.Int, int64(42))),
-		reads("test.true", "Always true.\n\nsalt '*' test.true", always(true)), reads("test.true_", "Always true.\n\nsalt '*' test.true_", always(true)),
-		reads("test.false", "Always false.\n\nsalt '*' test.false", always(false)), reads("test.false_", "Always false.\n\nsalt '*' test.false_", always(false)),
-		reads("test.exception", "Fails with a message.\n\nsalt '*' test.exception 'Oh noes!'", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("start", module.Int)),
+		module.Reads("test.outputter", "Gives back data, for looking at outputs.\n\nsalt '*' test.outputter foobar", pure(func(c *module.Call) any { return c.Any("data") }), module.Need("data", module.Any)),
+		module.Reads("test.retcode", "Ends with a return code.\n\nsalt '*' test.retcode 42", pure(func(c *module.Call) any { c.RC = int(c.Int("code")); return true }), module.May("code", module.Int, int64(42))),
+		module.Reads("test.true", "Always true.\n\nsalt '*' test.true", always(true)), module.Reads("test.true_", "Always true.\n\nsalt '*' test.true_", always(true)),
+		module.Reads("test.false", "Always false.\n\nsalt '*' test.false", always(false)), module.Reads("test.false_", "Always false.\n\nsalt '*' test.false_", always(false)),
+		module.Reads("test.exception", "Fails with a message.\n\nsalt '*' test.exception 'Oh noes!'", func(_ context.Context, c *module.Call) (any, error) {
 			return nil, fault.Conflict("test_exception", "%s", c.Str("message"))
-		}, may("message", module.Str, "Test Exception")),
-		open(reads("test.raise_exception", "Fails with an exception of a name.\n\nsalt '*' test.raise_exception TypeError 'An integer is required'", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("message", module.Str, "Test Exception")),
+		module.Open(module.Reads("test.raise_exception", "Fails with an exception of a name.\n\nsalt '*' test.raise_exception TypeError 'An integer is required'", func(_ context.Context, c *module.Call) (any, error) {
 			var args []string
 			for _, v := range c.Rest {
-				args = append(args, text(v))
+				args = append(args, module.Plain(v))
 			}
 			return nil, fault.Conflict("test_exception", "%s: %s", c.Str("name"), strings.Join(args, ", "))
-		}, need("name", module.Str))),
-		reads("test.assertion", "Fails unless a value is true.\n\nsalt '*' test.assertion False", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("name", module.Str))),
+		module.Reads("test.assertion", "Fails unless a value is true.\n\nsalt '*' test.assertion False", func(_ context.Context, c *module.Call) (any, error) {
 			if !truth(c.Any("assertion")) {
 				return nil, fault.Conflict("test_assertion", "the assertion does not hold")
 			}
 			return nil, nil
-		}, need("assertion", module.Any)),
-		reads("test.not_loaded", "Lists the functions that are not there.\n\nsalt '*' test.not_loaded", always([]string{})),
-		reads("test.sleep", "Waits some seconds.\n\nsalt '*' test.sleep 20", func(ctx context.Context, c *module.Call) (any, error) { return true, sleep(ctx, c.Num("length")) }, need("length", module.Num)),
-		reads("test.rand_sleep", "Waits for a random time, at most some seconds.\n\nsalt '*' test.rand_sleep 60", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("assertion", module.Any)),
+		module.Reads("test.not_loaded", "Lists the functions that are not there.\n\nsalt '*' test.not_loaded", always([]string{})),
+		module.Reads("test.sleep", "Waits some seconds.\n\nsalt '*' test.sleep 20", func(ctx context.Context, c *module.Call) (any, error) { return true, sleep(ctx, c.Num("length")) }, module.Need("length", module.Num)),
+		module.Reads("test.rand_sleep", "Waits for a random time, at most some seconds.\n\nsalt '*' test.rand_sleep 60", func(ctx context.Context, c *module.Call) (any, error) {
 			n, err := below(max(c.Int("max"), 0) + 1)
 			if err != nil {
 				return nil, err
 			}
 			return true, sleep(ctx, float64(n))
-		}, may("max", module.Int, int64(60))),
-		reads("test.rand_str", "Gives the hash of a random number.\n\nsalt '*' test.rand_str", randomHash, may("size", module.Int, int64(9999999999)), may("hash_type", module.Str, nil)),
-		reads("test.random_hash", "Gives the hash of a random number.\n\nsalt '*' test.random_hash hash_type=sha512", randomHash, may("size", module.Int, int64(9999999999)), may("hash_type", module.Str, nil)),
-		reads("test.get_opts", "Gives the configuration of the agent.\n\nsalt '*' test.get_opts", pure(func(c *module.Call) any { return settings(c) })),
-		reads("test.conf_test", "Gives the setting test.foo of the agent.\n\nsalt '*' test.conf_test", pure(func(c *module.Call) any { return settings(c)["test.foo"] })),
-		open(changes("test.cross_test", "Calls another function.\n\nsalt '*' test.cross_test file.gid_to_group 0", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.May("max", module.Int, int64(60))),
+		module.Reads("test.rand_str", "Gives the hash of a random number.\n\nsalt '*' test.rand_str", randomHash, module.May("size", module.Int, int64(9999999999)), module.May("hash_type", module.Str, nil)),
+		module.Reads("test.random_hash", "Gives the hash of a random number.\n\nsalt '*' test.random_hash hash_type=sha512", randomHash, module.May("size", module.Int, int64(9999999999)), module.May("hash_type", module.Str, nil)),
+		module.Reads("test.get_opts", "Gives the configuration of the agent.\n\nsalt '*' test.get_opts", pure(func(c *module.Call) any { return settings(c) })),
+		module.Reads("test.conf_test", "Gives the setting test.foo of the agent.\n\nsalt '*' test.conf_test", pure(func(c *module.Call) any { return settings(c)["test.foo"] })),
+		module.Open(module.Changes("test.cross_test", "Calls another function.\n\nsalt '*' test.cross_test file.gid_to_group 0", func(ctx context.Context, c *module.Call) (any, error) {
 			args := c.Rest
 			if c.Has("args") {
 				args = append(slices.Clone(c.List("args")), args...)
 			}
 			return call(ctx, c, c.Str("func"), args, nil)
-		}, need("func", module.Str), may("args", module.List, nil))),
-		open(changes("test.try_", "Calls another function, and gives nothing when it fails.\n\nsalt '*' test.try_ module=test.ping", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("func", module.Str), module.May("args", module.List, nil))),
+		module.Open(module.Changes("test.try_", "Calls another function, and gives nothing when it fails.\n\nsalt '*' test.try_ module=test.ping", func(ctx context.Context, c *module.Call) (any, error) {
 			v, err := call(ctx, c, c.Str("module"), c.Rest, c.Extra)
 			switch {
 			case ctx.Err() != nil:
@@ -144,33 +144,33 @@ func testers() []module.Function {
 				return nil, nil //nolint:nilerr // what this function is for
 			}
 			return v, nil
-		}, need("module", module.Str), may("return_try_exception", module.Bool, false))),
-		reads("test.attr_call", "Gives the grains by calling grains.items.\n\nsalt '*' test.attr_call", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("module", module.Str), module.May("return_try_exception", module.Bool, false))),
+		module.Reads("test.attr_call", "Gives the grains by calling grains.items.\n\nsalt '*' test.attr_call", func(ctx context.Context, c *module.Call) (any, error) {
 			return call(ctx, c, "grains.items", nil, nil)
 		}),
-		reads("test.opts_pkg", "Gives what a job runs with: configuration and grains.\n\nsalt '*' test.opts_pkg", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("test.opts_pkg", "Gives what a job runs with: configuration and grains.\n\nsalt '*' test.opts_pkg", func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := facts(ctx, c)
 			m := settings(c)
 			m["grains"] = g
 			return m, err
 		}),
-		reads("test.provider", "Tells what a module is made by.\n\nsalt '*' test.provider service", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("test.provider", "Tells what a module is made by.\n\nsalt '*' test.provider service", func(_ context.Context, c *module.Call) (any, error) {
 			if !slices.Contains(moduleNames(c.Registry), c.Str("module")) {
 				return nil, nil
 			}
 			return c.Str("module"), nil
-		}, need("module", module.Str)),
-		reads("test.providers", "Tells what all modules are made by.\n\nsalt '*' test.providers", pure(func(c *module.Call) any {
+		}, module.Need("module", module.Str)),
+		module.Reads("test.providers", "Tells what all modules are made by.\n\nsalt '*' test.providers", pure(func(c *module.Call) any {
 			out := map[string]any{}
 			for _, n := range moduleNames(c.Registry) {
 				out[n] = n
 			}
 			return out
 		})),
-		reads("test.module_report", "Lists all functions and modules.\n\nsalt '*' test.module_report", pure(func(c *module.Call) any {
+		module.Reads("test.module_report", "Lists all functions and modules.\n\nsalt '*' test.module_report", pure(func(c *module.Call) any {
 			return map[string]any{"functions": names(c.Registry), "modules": moduleNames(c.Registry), "missing_attrs": map[string]any{}, "missing_subs": []string{}}
 		})),
-		reads("test.stack", "Gives the stack of the call.\n\nsalt '*' test.stack", pure(func(*module.Call) any { return string(debug.Stack()) })),
+		module.Reads("test.stack", "Gives the stack of the call.\n\nsalt '*' test.stack", pure(func(*module.Call) any { return string(debug.Stack()) })),
 	}
 }
 
@@ -211,15 +211,7 @@ func call(ctx context.Context, c *module.Call, fun string, args []any, named map
 }
 
 func sleep(ctx context.Context, seconds float64) error {
-	d := min(max(time.Duration(seconds*float64(time.Second)), 0), 7*24*time.Hour)
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
+	return module.Sleep(ctx, min(max(time.Duration(seconds*float64(time.Second)), 0), 7*24*time.Hour))
 }
 
 // below is a random number from 0 to n-1.
@@ -324,7 +316,7 @@ func python(v any) string {
 		}
 		return "'" + strings.ReplaceAll(body, "'", `\'`) + "'"
 	case float64:
-		return text(x)
+		return module.Plain(x)
 	case []any:
 		var parts []string
 		for _, e := range x {

@@ -13,21 +13,21 @@ import (
 )
 
 func archives() []module.Function {
-	template, runas, cwd := opt("template", module.Str, nil), opt("runas", module.Str, nil), opt("cwd", module.Str, nil)
-	zipParams := []module.Param{need("zip_file", module.Str), need("sources", module.List), template, cwd, runas, opt("zip_mode", module.Str, "w")}
-	unzipParams := []module.Param{need("zip_file", module.Str), need("dest", module.Str), opt("excludes", module.List, nil), opt("options", module.Str, nil), template, runas,
-		opt("trim_output", module.Any, false), opt("password", module.Str, nil), opt("extract_perms", module.Bool, true)}
+	template, runas, cwd := module.May("template", module.Str, nil), module.May("runas", module.Str, nil), module.May("cwd", module.Str, nil)
+	zipParams := []module.Param{module.Need("zip_file", module.Str), module.Need("sources", module.List), template, cwd, runas, module.May("zip_mode", module.Str, "w")}
+	unzipParams := []module.Param{module.Need("zip_file", module.Str), module.Need("dest", module.Str), module.May("excludes", module.List, nil), module.May("options", module.Str, nil), template, runas,
+		module.May("trim_output", module.Any, false), module.May("password", module.Str, nil), module.May("extract_perms", module.Bool, true)}
 	return []module.Function{
-		{Name: "archive.tar", Doc: "Packs or unpacks an archive of tar; lists what tar said or what came out.\n\nsalt '*' archive.tar xzf foo.tar.gz dest=/target/directory", Run: tarCall, Params: []module.Param{need("options", module.Str), need("tarfile", module.Str),
-			opt("sources", module.List, nil), opt("dest", module.Str, nil), cwd, template, runas}},
-		extra(reads("archive.list", "Lists what is in an archive of tar or zip.\n\nsalt '*' archive.list /path/to/myfile.tar.gz verbose=True", listCall, need("name", module.Str), opt("archive_format", module.Str, nil), opt("options", module.Str, nil), opt("strip_components", module.Int, nil),
-			opt("clean", module.Bool, false), opt("verbose", module.Bool, false), opt("saltenv", module.Str, "base"), opt("source_hash", module.Str, nil))),
+		{Name: "archive.tar", Doc: "Packs or unpacks an archive of tar; lists what tar said or what came out.\n\nsalt '*' archive.tar xzf foo.tar.gz dest=/target/directory", Run: tarCall, Params: []module.Param{module.Need("options", module.Str), module.Need("tarfile", module.Str),
+			module.May("sources", module.List, nil), module.May("dest", module.Str, nil), cwd, template, runas}},
+		module.Extra(module.Reads("archive.list", "Lists what is in an archive of tar or zip.\n\nsalt '*' archive.list /path/to/myfile.tar.gz verbose=True", listCall, module.Need("name", module.Str), module.May("archive_format", module.Str, nil), module.May("options", module.Str, nil), module.May("strip_components", module.Int, nil),
+			module.May("clean", module.Bool, false), module.May("verbose", module.Bool, false), module.May("saltenv", module.Str, "base"), module.May("source_hash", module.Str, nil))),
 		{Name: "archive.zip", Doc: "Packs files into an archive of zip and lists them.\n\nsalt '*' archive.zip /tmp/zipfile.zip /tmp/sourcefile1,/tmp/sourcefile2", Run: zipCall, Tests: true, Params: zipParams},
 		{Name: "archive.cmd_zip", Doc: "Packs files into an archive of zip and lists them.\n\nsalt '*' archive.cmd_zip /tmp/zipfile.zip /tmp/sourcefile1", Run: zipCall, Tests: true, Params: zipParams},
 		{Name: "archive.unzip", Doc: "Unpacks an archive of zip and lists what came out.\n\nsalt '*' archive.unzip /tmp/zipfile.zip /home/strongbad/ excludes=file_1", Run: unzipCall, Tests: true, Params: unzipParams},
 		{Name: "archive.cmd_unzip", Doc: "Unpacks an archive of zip and lists what came out.\n\nsalt '*' archive.cmd_unzip /tmp/zipfile.zip /home/strongbad/", Run: unzipCall, Tests: true, Params: unzipParams},
-		tests("archive.gzip", "Packs a file by gzip, in its place.\n\nsalt '*' archive.gzip /tmp/sourcefile.txt", gzipCall, need("sourcefile", module.Str), template, runas, opt("options", module.Str, nil)),
-		tests("archive.gunzip", "Unpacks a file of gzip, in its place.\n\nsalt '*' archive.gunzip /tmp/sourcefile.txt.gz", gunzipCall, need("gzipfile", module.Str), template, runas, opt("options", module.Str, nil)),
+		module.Tests("archive.gzip", "Packs a file by gzip, in its place.\n\nsalt '*' archive.gzip /tmp/sourcefile.txt", gzipCall, module.Need("sourcefile", module.Str), template, runas, module.May("options", module.Str, nil)),
+		module.Tests("archive.gunzip", "Unpacks a file of gzip, in its place.\n\nsalt '*' archive.gunzip /tmp/sourcefile.txt.gz", gunzipCall, module.Need("gzipfile", module.Str), template, runas, module.May("options", module.Str, nil)),
 	}
 }
 

@@ -14,23 +14,23 @@ import (
 )
 
 func attributes() []module.Function {
-	p := need("path", module.Str)
+	p := module.Need("path", module.Str)
 	return []module.Function{
-		reads("file.get_selinux_context", "Tells the SELinux label of a file.\n\nsalt '*' file.get_selinux_context /etc/hosts", on("path", func(f string, _ *module.Call) (any, error) {
+		module.Reads("file.get_selinux_context", "Tells the SELinux label of a file.\n\nsalt '*' file.get_selinux_context /etc/hosts", on("path", func(f string, _ *module.Call) (any, error) {
 			if !there(f) {
 				return nil, missing(f)
 			}
 			l, err := label(f, true)
 			if err != nil || l == "" {
-				return "No selinux context information is available for " + f, nil
+				return "No selinux context information is available for " + f, nil //nolint:nilerr // Salt says no more of a file without a label
 			}
 			return l, nil
 		}), p),
-		tests("file.set_selinux_context", "Sets parts of the SELinux label of a file.\n\nsalt '*' file.set_selinux_context /srv/www type=httpd_sys_content_t", setContext, p,
-			opt("user", module.Str, nil), opt("role", module.Str, nil), opt("type", module.Str, nil), opt("range", module.Str, nil), opt("persist", module.Bool, false)),
-		{Name: "file.restorecon", Doc: "Sets the SELinux labels of a file to what the policy says.\n\nsalt '*' file.restorecon /srv/www recursive=True", Run: restorecon, Tests: true, Params: []module.Param{p, opt("recursive", module.Bool, false)}},
-		reads("file.lsattr", "Lists the attributes that the file system keeps for a file.\n\nsalt '*' file.lsattr /srv/x", on("path", lsattr), p),
-		rest(extra(tests("file.chattr", "Sets, adds or removes attributes that the file system keeps for files.\n\nsalt '*' file.chattr /srv/x operator=add attributes=ai", chattr))),
+		module.Tests("file.set_selinux_context", "Sets parts of the SELinux label of a file.\n\nsalt '*' file.set_selinux_context /srv/www type=httpd_sys_content_t", setContext, p,
+			module.May("user", module.Str, nil), module.May("role", module.Str, nil), module.May("type", module.Str, nil), module.May("range", module.Str, nil), module.May("persist", module.Bool, false)),
+		{Name: "file.restorecon", Doc: "Sets the SELinux labels of a file to what the policy says.\n\nsalt '*' file.restorecon /srv/www recursive=True", Run: restorecon, Tests: true, Params: []module.Param{p, module.May("recursive", module.Bool, false)}},
+		module.Reads("file.lsattr", "Lists the attributes that the file system keeps for a file.\n\nsalt '*' file.lsattr /srv/x", on("path", lsattr), p),
+		module.Rest(module.Extra(module.Tests("file.chattr", "Sets, adds or removes attributes that the file system keeps for files.\n\nsalt '*' file.chattr /srv/x operator=add attributes=ai", chattr))),
 	}
 }
 
@@ -192,7 +192,7 @@ func chattr(_ context.Context, c *module.Call) (any, error) {
 		return nil, fault.Invalid("arguments", "Need at least one attribute")
 	}
 	for _, v := range c.Rest {
-		p, err := absolute(plain(v))
+		p, err := absolute(module.Plain(v))
 		if err != nil {
 			return nil, err
 		}
@@ -230,7 +230,7 @@ func setAttrs(p string, n uint32) error {
 // keyword is a keyword that the function does not name, "" when it is not given.
 func keyword(c *module.Call, name string) string {
 	if v := c.Extra[name]; v != nil {
-		return plain(v)
+		return module.Plain(v)
 	}
 	return ""
 }

@@ -20,9 +20,9 @@ import (
 const backupTime = "Mon_Jan_02_15:04:05.000000_2006"
 
 func backups() []module.Function {
-	p, id := need("path", module.Str), need("backup_id", module.Any)
+	p, id := module.Need("path", module.Str), module.Need("backup_id", module.Any)
 	return []module.Function{
-		reads("file.list_backups", "Lists the backups of a file, the newest first.\n\nsalt '*' file.list_backups /etc/hosts", on("path", func(f string, c *module.Call) (any, error) {
+		module.Reads("file.list_backups", "Lists the backups of a file, the newest first.\n\nsalt '*' file.list_backups /etc/hosts", on("path", func(f string, c *module.Call) (any, error) {
 			all, err := backupsOf(c, f)
 			if n := int(c.Int("limit")); c.Has("limit") && n >= 0 && n < len(all) {
 				all = all[:n]
@@ -32,16 +32,16 @@ func backups() []module.Function {
 				out[strconv.Itoa(i)] = b.dict()
 			}
 			return out, err
-		}), p, opt("limit", module.Int, nil)),
-		tests("file.backup", "Keeps a backup of a file, as a state with backup=minion does.\n\nsalt '*' file.backup /etc/hosts", on("path", func(f string, c *module.Call) (any, error) {
+		}), p, module.May("limit", module.Int, nil)),
+		module.Tests("file.backup", "Keeps a backup of a file, as a state with backup=minion does.\n\nsalt '*' file.backup /etc/hosts", on("path", func(f string, c *module.Call) (any, error) {
 			if c.Test {
 				return backupDir(c, f)
 			}
 			return keepBackup(c, f)
 		}), p),
-		tests("file.restore_backup", "Puts a backup of a file back in place; what is there becomes a backup.\n\nsalt '*' file.restore_backup /etc/hosts 0", on("path", restoreBackup), p, id),
-		tests("file.delete_backup", "Removes a backup of a file.\n\nsalt '*' file.delete_backup /etc/hosts 0", on("path", deleteBackup), p, id),
-		tests("file.remove_backup", "Removes a backup of a file.\n\nsalt '*' file.remove_backup /etc/hosts 0", on("path", deleteBackup), p, id),
+		module.Tests("file.restore_backup", "Puts a backup of a file back in place; what is there becomes a backup.\n\nsalt '*' file.restore_backup /etc/hosts 0", on("path", restoreBackup), p, id),
+		module.Tests("file.delete_backup", "Removes a backup of a file.\n\nsalt '*' file.delete_backup /etc/hosts 0", on("path", deleteBackup), p, id),
+		module.Tests("file.remove_backup", "Removes a backup of a file.\n\nsalt '*' file.remove_backup /etc/hosts 0", on("path", deleteBackup), p, id),
 	}
 }
 
@@ -53,7 +53,7 @@ type backup struct {
 }
 
 func (b backup) dict() map[string]any {
-	return map[string]any{"Backup Time": b.at.Format("Mon Jan 02 2006 15:04:05.000000"), "Location": valid(b.file), "Size": b.size}
+	return map[string]any{"Backup Time": b.at.Format("Mon Jan 02 2006 15:04:05.000000"), "Location": module.Valid(b.file), "Size": b.size}
 }
 
 // backupDir is where the backups of a file are: below the agent's cache, as in Salt.
@@ -117,7 +117,7 @@ func backupsOf(c *module.Call, p string) ([]backup, error) {
 
 // backupBy finds a backup by its number in the list.
 func backupBy(c *module.Call, p string) (backup, string, error) {
-	id := plain(c.Any("backup_id"))
+	id := module.Plain(c.Any("backup_id"))
 	n, err := strconv.Atoi(id)
 	if err != nil {
 		return backup{}, "", fault.Invalid("backup_bad", "backup_id %q is not a number", id)

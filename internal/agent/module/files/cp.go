@@ -18,34 +18,34 @@ import (
 const maxFetch = 64 << 30 // of one file that is fetched onto the disk
 
 func cps() []module.Function {
-	source, env := need("path", module.Str), opt("saltenv", module.Str, nil)
-	hash := opt("source_hash", module.Str, nil)
+	source, env := module.Need("path", module.Str), module.May("saltenv", module.Str, nil)
+	hash := module.May("source_hash", module.Str, nil)
 	later := func(name, doc string) module.Function {
-		return reads(name, doc, func(context.Context, *module.Call) (any, error) {
+		return module.Reads(name, doc, func(context.Context, *module.Call) (any, error) {
 			return nil, fault.Unavailable("salt_files_later", "%s: the files of states are not listed to hosts yet", name).Fix("fetch a file by its name with cp.get_file salt://...")
-		}, opt("saltenv", module.Str, nil), opt("prefix", module.Str, ""))
+		}, module.May("saltenv", module.Str, nil), module.May("prefix", module.Str, ""))
 	}
 	return []module.Function{
-		tests("cp.get_file", "Fetches a file of the server's and puts it into a place; its name is shown.\n\nsalt '*' cp.get_file salt://path/to/file /minion/dest makedirs=True", getFile, source, need("dest", module.Str), env,
-			opt("makedirs", module.Bool, false), opt("template", module.Str, nil), opt("gzip", module.Any, nil)),
-		extra(tests("cp.get_template", "Renders a template of the server's and puts it into a place.\n\nsalt '*' cp.get_template salt://path/to/template /minion/dest", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("cp.get_file", "Fetches a file of the server's and puts it into a place; its name is shown.\n\nsalt '*' cp.get_file salt://path/to/file /minion/dest makedirs=True", getFile, source, module.Need("dest", module.Str), env,
+			module.May("makedirs", module.Bool, false), module.May("template", module.Str, nil), module.May("gzip", module.Any, nil)),
+		module.Extra(module.Tests("cp.get_template", "Renders a template of the server's and puts it into a place.\n\nsalt '*' cp.get_template salt://path/to/template /minion/dest", func(ctx context.Context, c *module.Call) (any, error) {
 			if t := c.Str("template"); t != "" && t != "None" {
 				return nil, fault.Unavailable("template_later", "%s: templates of the kind %s are not rendered yet", c.Str("path"), t).Fix("they come with states; cp.get_file takes the file as it is")
 			}
 			return getFile(ctx, c)
-		}, source, need("dest", module.Str), opt("template", module.Str, "jinja"), env, opt("makedirs", module.Bool, false))),
-		tests("cp.get_url", "Fetches a file from an address, or shows it when there is no place for it.\n\nsalt '*' cp.get_url http://example.com/x /tmp/x", getURL, source, opt("dest", module.Str, ""), env, opt("makedirs", module.Bool, false), hash),
-		reads("cp.get_file_str", "Fetches a file and shows it.\n\nsalt '*' cp.get_file_str salt://my/file", func(ctx context.Context, c *module.Call) (any, error) {
+		}, source, module.Need("dest", module.Str), module.May("template", module.Str, "jinja"), env, module.May("makedirs", module.Bool, false))),
+		module.Tests("cp.get_url", "Fetches a file from an address, or shows it when there is no place for it.\n\nsalt '*' cp.get_url http://example.com/x /tmp/x", getURL, source, module.May("dest", module.Str, ""), env, module.May("makedirs", module.Bool, false), hash),
+		module.Reads("cp.get_file_str", "Fetches a file and shows it.\n\nsalt '*' cp.get_file_str salt://my/file", func(ctx context.Context, c *module.Call) (any, error) {
 			b, err := sourced(ctx, c, c.Str("path"))
 			if gone(err) {
 				return false, nil
 			}
-			return valid(string(b)), err
+			return module.Valid(string(b)), err
 		}, source, env),
-		tests("cp.cache_file", "Fetches a file into the host's cache and shows where it is.\n\nsalt '*' cp.cache_file salt://path/to/file", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("cp.cache_file", "Fetches a file into the host's cache and shows where it is.\n\nsalt '*' cp.cache_file salt://path/to/file", func(ctx context.Context, c *module.Call) (any, error) {
 			return cacheFile(ctx, c, c.Str("path"), c.Str("source_hash"))
 		}, source, env, hash),
-		tests("cp.cache_files", "Fetches files into the host's cache and shows where they are.\n\nsalt '*' cp.cache_files salt://a,salt://b", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("cp.cache_files", "Fetches files into the host's cache and shows where they are.\n\nsalt '*' cp.cache_files salt://a,salt://b", func(ctx context.Context, c *module.Call) (any, error) {
 			out := []any{}
 			for _, s := range c.Strs("paths") {
 				p, err := cacheFile(ctx, c, s, "")
@@ -55,22 +55,22 @@ func cps() []module.Function {
 				out = append(out, p)
 			}
 			return out, nil
-		}, need("paths", module.List), env),
-		tests("cp.cache_local_file", "Copies a file of the host's into its cache and shows where it is.\n\nsalt '*' cp.cache_local_file /etc/hosts", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("paths", module.List), env),
+		module.Tests("cp.cache_local_file", "Copies a file of the host's into its cache and shows where it is.\n\nsalt '*' cp.cache_local_file /etc/hosts", func(ctx context.Context, c *module.Call) (any, error) {
 			p, err := argPath(c, "path")
 			if err != nil || !isFile(p) {
 				return "", err
 			}
 			return cacheFile(ctx, c, p, "")
 		}, source),
-		reads("cp.is_cached", "Tells where a file is in the host's cache; nothing when it is not there.\n\nsalt '*' cp.is_cached salt://path/to/file", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("cp.is_cached", "Tells where a file is in the host's cache; nothing when it is not there.\n\nsalt '*' cp.is_cached salt://path/to/file", func(_ context.Context, c *module.Call) (any, error) {
 			p, err := cached(c, c.Str("path"))
 			if err != nil || !isFile(p) {
 				return "", err
 			}
 			return p, nil
 		}, source, env),
-		reads("cp.hash_file", "Computes the checksum of a file of the server's or of the host.\n\nsalt '*' cp.hash_file salt://path/to/file", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("cp.hash_file", "Computes the checksum of a file of the server's or of the host.\n\nsalt '*' cp.hash_file salt://path/to/file", func(ctx context.Context, c *module.Call) (any, error) {
 			b, err := sourced(ctx, c, c.Str("path"))
 			if gone(err) {
 				return map[string]any{}, nil
@@ -84,14 +84,14 @@ func cps() []module.Function {
 		later("cp.list_master", "Lists the files of the server's that states use.\n\nsalt '*' cp.list_master"),
 		later("cp.list_master_dirs", "Lists the directories of the server's that states use.\n\nsalt '*' cp.list_master_dirs"),
 		later("cp.list_states", "Lists the states of the server's.\n\nsalt '*' cp.list_states"),
-		reads("cp.list_minion", "Lists the files in the host's cache.\n\nsalt '*' cp.list_minion", listCache, env),
-		reads("cp.push", "Sends a file of the host's to the server.\n\nsalt '*' cp.push /etc/fstab", on("path", func(p string, _ *module.Call) (any, error) {
+		module.Reads("cp.list_minion", "Lists the files in the host's cache.\n\nsalt '*' cp.list_minion", listCache, env),
+		module.Reads("cp.push", "Sends a file of the host's to the server.\n\nsalt '*' cp.push /etc/fstab", on("path", func(p string, _ *module.Call) (any, error) {
 			if !isFile(p) {
 				return false, nil
 			}
 			// module.Host fetches, but has no way that brings bytes to the server.
 			return nil, fault.Unavailable("push_later", "%s cannot be sent: the agent has no way yet that takes files to the server", p).Fix("show a small one with file.read")
-		}), source, opt("keep_symlinks", module.Bool, false), opt("upload_path", module.Str, nil), opt("remove_source", module.Bool, false)),
+		}), source, module.May("keep_symlinks", module.Bool, false), module.May("upload_path", module.Str, nil), module.May("remove_source", module.Bool, false)),
 	}
 }
 
@@ -165,7 +165,7 @@ func getURL(ctx context.Context, c *module.Call) (any, error) {
 	source := c.Str("path")
 	if c.Any("dest") == nil {
 		b, err := sourced(ctx, c, source)
-		return valid(string(b)), err
+		return module.Valid(string(b)), err
 	}
 	if c.Str("dest") == "" {
 		return cacheFile(ctx, c, source, c.Str("source_hash"))
@@ -292,7 +292,7 @@ func listCache(ctx context.Context, c *module.Call) (any, error) {
 	for _, d := range []string{filepath.Join(dir, "files", env), filepath.Join(dir, "localfiles"), filepath.Join(dir, "extrn_files")} {
 		err := filepath.WalkDir(d, func(p string, e fs.DirEntry, err error) error {
 			if err != nil {
-				return nil // there is no such part of the cache yet
+				return nil //nolint:nilerr // there is no such part of the cache yet
 			}
 			if cerr := ctx.Err(); cerr != nil || e.IsDir() {
 				return cerr
@@ -301,7 +301,7 @@ func listCache(ctx context.Context, c *module.Call) (any, error) {
 				return fs.SkipAll
 			}
 			rel, err := filepath.Rel(d, p)
-			out = append(out, valid(rel))
+			out = append(out, module.Valid(rel))
 			return err
 		})
 		if err != nil {

@@ -3,6 +3,8 @@ package files
 import (
 	"fmt"
 	"strings"
+
+	"drover/internal/agent/module"
 )
 
 const (
@@ -37,7 +39,7 @@ func unified(oldName, newName, oldText, newText string) string {
 	if oldText == newText {
 		return ""
 	}
-	ops := compare(splitLines(valid(oldText)), splitLines(valid(newText)))
+	ops := compare(splitLines(module.Valid(oldText)), splitLines(module.Valid(newText)))
 	var b strings.Builder
 	fmt.Fprintf(&b, "--- %s\n+++ %s\n", oldName, newName)
 	for i := 0; i < len(ops); {
@@ -131,7 +133,7 @@ func middle(a, b []string, off int) []hunkOp {
 			return whole()
 		}
 		for k := -d; k <= d; k += 2 {
-			x := 0
+			var x int
 			if k == -d || (k != d && v[limit+k-1] < v[limit+k+1]) {
 				x = v[limit+k+1]
 			} else {

@@ -14,10 +14,10 @@ import (
 
 func diffs() []module.Function {
 	return []module.Function{
-		extra(reads("file.get_diff", "Shows the difference of two files, which may be sources as salt://.\n\nsalt '*' file.get_diff /etc/hosts salt://hosts", getDiff, need("file1", module.Str), need("file2", module.Str), opt("saltenv", module.Str, "base"),
-			opt("show_filenames", module.Bool, true), opt("show_changes", module.Bool, true), opt("template", module.Bool, false))),
-		tests("file.patch", "Applies a patch to a file with the program patch and shows its outcome.\n\nsalt '*' file.patch /opt/file.txt /tmp/file.txt.patch", patch, need("originalfile", module.Str), need("patchfile", module.Str),
-			opt("options", module.Str, ""), opt("dry_run", module.Bool, false)),
+		module.Extra(module.Reads("file.get_diff", "Shows the difference of two files, which may be sources as salt://.\n\nsalt '*' file.get_diff /etc/hosts salt://hosts", getDiff, module.Need("file1", module.Str), module.Need("file2", module.Str), module.May("saltenv", module.Str, "base"),
+			module.May("show_filenames", module.Bool, true), module.May("show_changes", module.Bool, true), module.May("template", module.Bool, false))),
+		module.Tests("file.patch", "Applies a patch to a file with the program patch and shows its outcome.\n\nsalt '*' file.patch /opt/file.txt /tmp/file.txt.patch", patch, module.Need("originalfile", module.Str), module.Need("patchfile", module.Str),
+			module.May("options", module.Str, ""), module.May("dry_run", module.Bool, false)),
 	}
 }
 

@@ -14,24 +14,24 @@ import (
 )
 
 func edits() []module.Function {
-	p, regex := need("path", module.Str), need("regex", module.Str)
-	char, backup, changes := opt("char", module.Str, "#"), opt("backup", module.Any, ".bak"), opt("show_changes", module.Bool, true)
+	p, regex := module.Need("path", module.Str), module.Need("regex", module.Str)
+	char, backup, changes := module.May("char", module.Str, "#"), module.May("backup", module.Any, ".bak"), module.May("show_changes", module.Bool, true)
 	return []module.Function{
-		tests("file.replace", "Replaces what fits a regular expression in a file and shows the difference.\n\nsalt '*' file.replace /etc/httpd/httpd.conf pattern='LogLevel warn' repl='LogLevel info'", on("path", replaceText),
-			p, need("pattern", module.Str), need("repl", module.Str), opt("count", module.Int, 0), opt("flags", module.Any, 8), opt("bufsize", module.Any, 1), opt("append_if_not_found", module.Bool, false),
-			opt("prepend_if_not_found", module.Bool, false), opt("not_found_content", module.Str, nil), backup, opt("dry_run", module.Bool, false), opt("search_only", module.Bool, false), changes,
-			opt("ignore_if_missing", module.Bool, false), opt("preserve_inode", module.Bool, true), opt("backslash_literal", module.Bool, false)),
-		tests("file.blockreplace", "Replaces what is between two markers in a file and shows the difference.\n\nsalt '*' file.blockreplace /etc/hosts '#-- start --' '#-- end --' '127.0.0.1 foobar'", on("path", blockCall),
-			p, opt("marker_start", module.Str, "#-- start managed zone --"), opt("marker_end", module.Str, "#-- end managed zone --"), opt("content", module.Str, ""), opt("append_if_not_found", module.Bool, false),
-			opt("prepend_if_not_found", module.Bool, false), backup, opt("dry_run", module.Bool, false), changes, opt("append_newline", module.Bool, false), opt("insert_before_match", module.Str, nil), opt("insert_after_match", module.Str, nil)),
-		tests("file.comment", "Comments out the lines that fit a regular expression.\n\nsalt '*' file.comment /etc/modules pcspkr", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, true) }), p, regex, char, backup),
-		tests("file.uncomment", "Takes the comment off the lines that fit a regular expression.\n\nsalt '*' file.uncomment /etc/hosts.deny 'ALL: PARANOID'", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, false) }), p, regex, char, backup),
-		tests("file.comment_line", "Comments lines out, or with cmnt=False back in.\n\nsalt '*' file.comment_line /etc/modules pcspkr", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, c.Bool("cmnt")) }), p, regex, char, opt("cmnt", module.Bool, true), backup),
-		tests("file.line", "Sees to one line of a file: mode is ensure, replace, delete or insert.\n\nsalt '*' file.line /etc/nsswitch.conf 'networks:\tfiles dns' after='hosts:.*?' mode=ensure", on("path", lineCall),
-			p, opt("content", module.Str, nil), opt("match", module.Str, nil), opt("mode", module.Str, nil), opt("location", module.Str, nil), opt("before", module.Str, nil), opt("after", module.Str, nil), changes,
-			opt("backup", module.Any, false), opt("quiet", module.Bool, false), opt("indent", module.Bool, true)),
-		{Name: "file.sed", Doc: "Edits a file with the program sed and shows its outcome.\n\nsalt '*' file.sed /etc/httpd/httpd.conf 'LogLevel warn' 'LogLevel info'", Run: sed, Params: []module.Param{p, need("before", module.Str), need("after", module.Str), opt("limit", module.Str, ""),
-			backup, opt("options", module.Str, "-r -e"), opt("flags", module.Str, "g"), opt("escape_all", module.Bool, false), opt("negate_match", module.Bool, false)}},
+		module.Tests("file.replace", "Replaces what fits a regular expression in a file and shows the difference.\n\nsalt '*' file.replace /etc/httpd/httpd.conf pattern='LogLevel warn' repl='LogLevel info'", on("path", replaceText),
+			p, module.Need("pattern", module.Str), module.Need("repl", module.Str), module.May("count", module.Int, 0), module.May("flags", module.Any, 8), module.May("bufsize", module.Any, 1), module.May("append_if_not_found", module.Bool, false),
+			module.May("prepend_if_not_found", module.Bool, false), module.May("not_found_content", module.Str, nil), backup, module.May("dry_run", module.Bool, false), module.May("search_only", module.Bool, false), changes,
+			module.May("ignore_if_missing", module.Bool, false), module.May("preserve_inode", module.Bool, true), module.May("backslash_literal", module.Bool, false)),
+		module.Tests("file.blockreplace", "Replaces what is between two markers in a file and shows the difference.\n\nsalt '*' file.blockreplace /etc/hosts '#-- start --' '#-- end --' '127.0.0.1 foobar'", on("path", blockCall),
+			p, module.May("marker_start", module.Str, "#-- start managed zone --"), module.May("marker_end", module.Str, "#-- end managed zone --"), module.May("content", module.Str, ""), module.May("append_if_not_found", module.Bool, false),
+			module.May("prepend_if_not_found", module.Bool, false), backup, module.May("dry_run", module.Bool, false), changes, module.May("append_newline", module.Bool, false), module.May("insert_before_match", module.Str, nil), module.May("insert_after_match", module.Str, nil)),
+		module.Tests("file.comment", "Comments out the lines that fit a regular expression.\n\nsalt '*' file.comment /etc/modules pcspkr", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, true) }), p, regex, char, backup),
+		module.Tests("file.uncomment", "Takes the comment off the lines that fit a regular expression.\n\nsalt '*' file.uncomment /etc/hosts.deny 'ALL: PARANOID'", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, false) }), p, regex, char, backup),
+		module.Tests("file.comment_line", "Comments lines out, or with cmnt=False back in.\n\nsalt '*' file.comment_line /etc/modules pcspkr", on("path", func(f string, c *module.Call) (any, error) { return commentCall(f, c, c.Bool("cmnt")) }), p, regex, char, module.May("cmnt", module.Bool, true), backup),
+		module.Tests("file.line", "Sees to one line of a file: mode is ensure, replace, delete or insert.\n\nsalt '*' file.line /etc/nsswitch.conf 'networks:\tfiles dns' after='hosts:.*?' mode=ensure", on("path", lineCall),
+			p, module.May("content", module.Str, nil), module.May("match", module.Str, nil), module.May("mode", module.Str, nil), module.May("location", module.Str, nil), module.May("before", module.Str, nil), module.May("after", module.Str, nil), changes,
+			module.May("backup", module.Any, false), module.May("quiet", module.Bool, false), module.May("indent", module.Bool, true)),
+		{Name: "file.sed", Doc: "Edits a file with the program sed and shows its outcome.\n\nsalt '*' file.sed /etc/httpd/httpd.conf 'LogLevel warn' 'LogLevel info'", Run: sed, Params: []module.Param{p, module.Need("before", module.Str), module.Need("after", module.Str), module.May("limit", module.Str, ""),
+			backup, module.May("options", module.Str, "-r -e"), module.May("flags", module.Str, "g"), module.May("escape_all", module.Bool, false), module.May("negate_match", module.Bool, false)}},
 	}
 }
 

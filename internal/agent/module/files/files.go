@@ -20,31 +20,6 @@ const (
 	maxNames = 1 << 20  // of files that one call looks at
 )
 
-type run = func(context.Context, *module.Call) (any, error)
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func opt(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
-}
-
-func reads(name, doc string, f run, ps ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: ps, Reads: true, Run: f}
-}
-
-// tests is a function that changes something and knows test mode.
-func tests(name, doc string, f run, ps ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: ps, Tests: true, Run: f}
-}
-
-// rest lets a function take more by position.
-func rest(f module.Function) module.Function { f.Rest = true; return f }
-
-// extra lets a function take keywords that it does not name.
-func extra(f module.Function) module.Function { f.Extra = true; return f }
-
 // Functions are the functions of file, hosts, archive, cp and hashutil.
 func Functions() []module.Function {
 	h := hosts{"/etc/hosts"}
@@ -69,7 +44,7 @@ func absolute(p string) (string, error) {
 }
 
 // on makes a function of one that takes the path that the argument names.
-func on(arg string, f func(p string, c *module.Call) (any, error)) run {
+func on(arg string, f func(p string, c *module.Call) (any, error)) module.Run {
 	return func(_ context.Context, c *module.Call) (any, error) {
 		p, err := argPath(c, arg)
 		if err != nil {
@@ -78,8 +53,6 @@ func on(arg string, f func(p string, c *module.Call) (any, error)) run {
 		return f(p, c)
 	}
 }
-
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 func exists(p string) bool {
 	_, err := os.Stat(p)
@@ -141,14 +114,6 @@ func load(p string) ([]byte, error) {
 
 // seconds is a time as Salt shows it.
 func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
-
-// plain is a value as a text of a file: numbers without a fraction have none.
-func plain(v any) string {
-	if f, ok := v.(float64); ok && f == float64(int64(f)) {
-		v = int64(f)
-	}
-	return module.Text(v)
-}
 
 // watched is a reader that ends with ctx.
 type watched struct {

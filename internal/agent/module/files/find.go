@@ -19,7 +19,7 @@ import (
 
 func finds() []module.Function {
 	return []module.Function{
-		rest(extra(reads("file.find", "Lists the files below a path that fit what is asked: name, iname, regex, iregex, type, owner, group, size, mtime, grep, mindepth, maxdepth, print.\n\nsalt '*' file.find /var/log name='*.log' mtime=+30d size=+10m print=path,size", find, need("path", module.Str)))),
+		module.Rest(module.Extra(module.Reads("file.find", "Lists the files below a path that fit what is asked: name, iname, regex, iregex, type, owner, group, size, mtime, grep, mindepth, maxdepth, print.\n\nsalt '*' file.find /var/log name='*.log' mtime=+30d size=+10m print=path,size", find, module.Need("path", module.Str)))),
 	}
 }
 
@@ -34,7 +34,7 @@ type finder struct {
 func find(ctx context.Context, c *module.Call) (any, error) {
 	opts := map[string]any{}
 	for _, v := range c.Rest {
-		opts[plain(v)] = true // "delete", as it is given to find(1)
+		opts[module.Plain(v)] = true // "delete", as it is given to find(1)
 	}
 	for k, v := range c.Extra {
 		opts[k] = v
@@ -64,7 +64,7 @@ func find(ctx context.Context, c *module.Call) (any, error) {
 				return cerr
 			}
 			if err != nil {
-				return nil // gone meanwhile, or closed to us: find(1) goes on too
+				return nil //nolint:nilerr // gone meanwhile, or closed to us: find(1) goes on too
 			}
 			depth := 0
 			if p != r {
@@ -111,10 +111,10 @@ type row struct {
 func newFinder(ctx context.Context, opts map[string]any, now time.Time) (*finder, error) {
 	f := &finder{max: math.MaxInt, print: []string{"path"}}
 	bad := func(k string, v any) error {
-		return fault.Invalid("find_bad", "file.find cannot take %s=%s", k, plain(v))
+		return fault.Invalid("find_bad", "file.find cannot take %s=%s", k, module.Plain(v))
 	}
 	for k, v := range opts {
-		s := plain(v)
+		s := module.Plain(v)
 		switch k {
 		case "name", "iname", "regex", "iregex":
 			flags := int64(0)
@@ -185,7 +185,7 @@ func newFinder(ctx context.Context, opts map[string]any, now time.Time) (*finder
 			}
 			f.content = re
 		case "print":
-			if v == true || s == "" {
+			if yes, _ := v.(bool); yes || s == "" {
 				break
 			}
 			f.print = nil
@@ -221,7 +221,7 @@ func (f *finder) fits(p string, i fs.FileInfo) (bool, error) {
 	}
 	b, err := load(p)
 	if err != nil {
-		return false, nil // it cannot be read: it does not fit
+		return false, nil //nolint:nilerr // it cannot be read: it does not fit
 	}
 	for _, l := range splitLines(string(b)) {
 		if f.content.MatchString(strings.TrimRight(l, "\r\n")) {
@@ -239,9 +239,9 @@ func (f *finder) show(ctx context.Context, p string, i fs.FileInfo) (any, error)
 		var v any
 		switch w {
 		case "path":
-			v = valid(p)
+			v = module.Valid(p)
 		case "name":
-			v = valid(filepath.Base(p))
+			v = module.Valid(filepath.Base(p))
 		case "size":
 			v = i.Size()
 		case "mtime":

@@ -18,8 +18,8 @@ import (
 type hosts struct{ file string }
 
 func (h hosts) functions() []module.Function {
-	ip, alias := need("ip", module.Str), need("alias", module.Any)
-	with := func(f func(l *hostLines, c *module.Call) (any, error)) run {
+	ip, alias := module.Need("ip", module.Str), module.Need("alias", module.Any)
+	with := func(f func(l *hostLines, c *module.Call) (any, error)) module.Run {
 		return func(_ context.Context, c *module.Call) (any, error) {
 			l, err := h.load()
 			if err != nil {
@@ -29,17 +29,17 @@ func (h hosts) functions() []module.Function {
 		}
 	}
 	return []module.Function{
-		reads("hosts.list_hosts", "Lists the names of each address in /etc/hosts.\n\nsalt '*' hosts.list_hosts", with(func(l *hostLines, _ *module.Call) (any, error) { return l.dict(), nil })),
-		reads("hosts.get_ip", "Tells the address of a name in /etc/hosts.\n\nsalt '*' hosts.get_ip myhost", with(func(l *hostLines, c *module.Call) (any, error) {
+		module.Reads("hosts.list_hosts", "Lists the names of each address in /etc/hosts.\n\nsalt '*' hosts.list_hosts", with(func(l *hostLines, _ *module.Call) (any, error) { return l.dict(), nil })),
+		module.Reads("hosts.get_ip", "Tells the address of a name in /etc/hosts.\n\nsalt '*' hosts.get_ip myhost", with(func(l *hostLines, c *module.Call) (any, error) {
 			for _, e := range l.lines {
 				if slices.Contains(e.names, c.Str("host")) {
 					return e.ip, nil
 				}
 			}
 			return "", nil
-		}), need("host", module.Str)),
-		reads("hosts.get_alias", "Lists the names of an address in /etc/hosts.\n\nsalt '*' hosts.get_alias 127.0.0.1", with(func(l *hostLines, c *module.Call) (any, error) { return texts(l.of(c.Str("ip"))), nil }), ip),
-		reads("hosts.has_pair", "Tells whether an address has a name in /etc/hosts.\n\nsalt '*' hosts.has_pair 127.0.0.1 localhost", with(func(l *hostLines, c *module.Call) (any, error) {
+		}), module.Need("host", module.Str)),
+		module.Reads("hosts.get_alias", "Lists the names of an address in /etc/hosts.\n\nsalt '*' hosts.get_alias 127.0.0.1", with(func(l *hostLines, c *module.Call) (any, error) { return texts(l.of(c.Str("ip"))), nil }), ip),
+		module.Reads("hosts.has_pair", "Tells whether an address has a name in /etc/hosts.\n\nsalt '*' hosts.has_pair 127.0.0.1 localhost", with(func(l *hostLines, c *module.Call) (any, error) {
 			names := l.of(c.Str("ip"))
 			for _, a := range aliases(c) {
 				if !slices.Contains(names, a) {
@@ -48,26 +48,26 @@ func (h hosts) functions() []module.Function {
 			}
 			return true, nil
 		}), ip, alias),
-		tests("hosts.set_host", "Gives an address these names in /etc/hosts and no others.\n\nsalt '*' hosts.set_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
+		module.Tests("hosts.set_host", "Gives an address these names in /etc/hosts and no others.\n\nsalt '*' hosts.set_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
 			if err := goodHost(c.Str("ip"), aliases(c)); err != nil {
 				return nil, err
 			}
 			names := aliases(c)
 			l.set(c.Str("ip"), names, c.Any("comment"))
 			return true, h.save(l, c)
-		}), ip, alias, opt("comment", module.Str, nil)),
-		tests("hosts.add_host", "Adds a name to an address in /etc/hosts.\n\nsalt '*' hosts.add_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
+		}), ip, alias, module.May("comment", module.Str, nil)),
+		module.Tests("hosts.add_host", "Adds a name to an address in /etc/hosts.\n\nsalt '*' hosts.add_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
 			if err := goodHost(c.Str("ip"), aliases(c)); err != nil {
 				return nil, err
 			}
 			l.add(c.Str("ip"), aliases(c))
 			return true, h.save(l, c)
 		}), ip, alias),
-		tests("hosts.rm_host", "Removes a name from an address in /etc/hosts.\n\nsalt '*' hosts.rm_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
+		module.Tests("hosts.rm_host", "Removes a name from an address in /etc/hosts.\n\nsalt '*' hosts.rm_host 10.1.1.1 myhost", with(func(l *hostLines, c *module.Call) (any, error) {
 			l.remove(c.Str("ip"), aliases(c))
 			return true, h.save(l, c)
 		}), ip, alias),
-		tests("hosts.set_comment", "Sets the comment of an address in /etc/hosts.\n\nsalt '*' hosts.set_comment 10.1.1.1 'the printer'", with(func(l *hostLines, c *module.Call) (any, error) {
+		module.Tests("hosts.set_comment", "Sets the comment of an address in /etc/hosts.\n\nsalt '*' hosts.set_comment 10.1.1.1 'the printer'", with(func(l *hostLines, c *module.Call) (any, error) {
 			if strings.ContainsAny(c.Str("comment"), "\n\r\x00") {
 				return nil, fault.Invalid("comment_bad", "a comment is one line")
 			}
@@ -75,7 +75,7 @@ func (h hosts) functions() []module.Function {
 				return false, nil
 			}
 			return true, h.save(l, c)
-		}), ip, need("comment", module.Str)),
+		}), ip, module.Need("comment", module.Str)),
 	}
 }
 
@@ -84,10 +84,10 @@ func aliases(c *module.Call) []string {
 	switch v := c.Any("alias").(type) {
 	case []any:
 		for _, a := range v {
-			out = append(out, plain(a))
+			out = append(out, module.Plain(a))
 		}
 	default:
-		out = strings.FieldsFunc(plain(v), func(r rune) bool { return r == ' ' || r == ',' || r == '\t' })
+		out = strings.FieldsFunc(module.Plain(v), func(r rune) bool { return r == ' ' || r == ',' || r == '\t' })
 	}
 	return out
 }
@@ -129,7 +129,7 @@ func (h hosts) load() (*hostLines, error) {
 		}
 		return nil, err
 	}
-	return parseHosts(valid(string(b))), nil
+	return parseHosts(module.Valid(string(b))), nil
 }
 
 func parseHosts(text string) *hostLines {
@@ -198,7 +198,7 @@ func (l *hostLines) dict() map[string]any {
 	for _, e := range l.lines {
 		if e.ip == "" {
 			if t := strings.TrimSpace(e.raw); strings.HasPrefix(t, "#") {
-				out["comment-"+plain(int64(comments))] = t
+				out["comment-"+module.Plain(int64(comments))] = t
 				comments++
 			}
 			continue

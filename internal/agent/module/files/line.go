@@ -137,6 +137,15 @@ func single(lines []string, what, name string) (int, error) {
 	return 0, fault.Conflict("line_many", "Found more than expected occurrences in %q expression: %d lines fit %q", name, len(hits), what)
 }
 
+// bounds are the lines that after and before name.
+func bounds(lines []string, s lineSpec) (after, before int, err error) {
+	if after, err = single(lines, s.after, "after"); err != nil {
+		return 0, 0, err
+	}
+	before, err = single(lines, s.before, "before")
+	return after, before, err
+}
+
 // put inserts a line; the one before it gets an end when it had none.
 func put(lines []string, i int, content, eol string) string {
 	if i > 0 && !strings.HasSuffix(lines[i-1], "\n") {
@@ -153,11 +162,7 @@ func insertLine(lines []string, content, eol string, s lineSpec) (string, error)
 	text := strings.Join(lines, "")
 	switch {
 	case s.before != "" && s.after != "":
-		a, err := single(lines, s.after, "after")
-		if err != nil {
-			return "", err
-		}
-		b, err := single(lines, s.before, "before")
+		a, b, err := bounds(lines, s)
 		if err != nil {
 			return "", err
 		}
@@ -170,18 +175,8 @@ func insertLine(lines []string, content, eol string, s lineSpec) (string, error)
 			return "", fault.Conflict("line_order", "the line of before stands above that of after")
 		}
 		return put(lines, b, indented(lines[a], content, s.indent), eol), nil
-	case s.before != "":
-		b, err := single(lines, s.before, "before")
-		if err != nil || sameLine(lines, b-1, content) {
-			return text, err
-		}
-		return put(lines, b, indented(lines[b], content, s.indent), eol), nil
-	case s.after != "":
-		a, err := single(lines, s.after, "after")
-		if err != nil || sameLine(lines, a+1, content) {
-			return text, err
-		}
-		return put(lines, a+1, indented(lines[a], content, s.indent), eol), nil
+	case s.before != "" || s.after != "":
+		return beside(lines, content, eol, s)
 	case s.location == "start":
 		if sameLine(lines, 0, content) {
 			return text, nil
@@ -204,15 +199,24 @@ func insertLine(lines []string, content, eol string, s lineSpec) (string, error)
 	return "", fault.Invalid("line_bad", "On insert either \"location\" or \"before/after\" conditions are required.").Fix("location is start or end")
 }
 
+// beside puts a line before the one that before names, or after the one that after names, unless
+// it stands there.
+func beside(lines []string, content, eol string, s lineSpec) (string, error) {
+	what, name, by := s.before, "before", 0
+	if what == "" {
+		what, name, by = s.after, "after", 1
+	}
+	i, err := single(lines, what, name)
+	if err != nil || sameLine(lines, i+2*by-1, content) {
+		return strings.Join(lines, ""), err
+	}
+	return put(lines, i+by, indented(lines[i], content, s.indent), eol), nil
+}
+
 func ensureLine(lines []string, content, eol string, s lineSpec) (string, error) {
-	text := strings.Join(lines, "")
 	switch {
 	case s.before != "" && s.after != "":
-		a, err := single(lines, s.after, "after")
-		if err != nil {
-			return "", err
-		}
-		b, err := single(lines, s.before, "before")
+		a, b, err := bounds(lines, s)
 		if err != nil {
 			return "", err
 		}
@@ -229,18 +233,8 @@ func ensureLine(lines []string, content, eol string, s lineSpec) (string, error)
 			return "", fault.Conflict("line_order", "the line of before stands above that of after")
 		}
 		return "", fault.Conflict("line_many", "Found more than one line between boundaries \"before\" and \"after\".")
-	case s.before != "":
-		b, err := single(lines, s.before, "before")
-		if err != nil || sameLine(lines, b-1, content) {
-			return text, err
-		}
-		return put(lines, b, indented(lines[b], content, s.indent), eol), nil
-	case s.after != "":
-		a, err := single(lines, s.after, "after")
-		if err != nil || sameLine(lines, a+1, content) {
-			return text, err
-		}
-		return put(lines, a+1, indented(lines[a], content, s.indent), eol), nil
+	case s.before != "" || s.after != "":
+		return beside(lines, content, eol, s)
 	}
 	return "", fault.Invalid("line_bad", "Wrong conditions? Unable to ensure line without knowing where to put it before and/or after.")
 }

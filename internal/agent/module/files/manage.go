@@ -20,16 +20,16 @@ import (
 )
 
 func manages() []module.Function {
-	p, src, dst := need("path", module.Str), need("src", module.Str), need("dst", module.Str)
-	user, group, mode := opt("user", module.Any, nil), opt("group", module.Any, nil), opt("mode", module.Any, nil)
-	name := need("name", module.Str)
-	node := []module.Param{user, group, opt("mode", module.Any, "0660")}
+	p, src, dst := module.Need("path", module.Str), module.Need("src", module.Str), module.Need("dst", module.Str)
+	user, group, mode := module.May("user", module.Any, nil), module.May("group", module.Any, nil), module.May("mode", module.Any, nil)
+	name := module.Need("name", module.Str)
+	node := []module.Param{user, group, module.May("mode", module.Any, "0660")}
 	return []module.Function{
-		extra(tests("file.remove", "Removes a file, or a directory with all that is in it.\n\nsalt '*' file.remove /tmp/x", on("path", remove), p)),
-		tests("file.rmdir", "Removes a directory that is empty, or with recurse the empty ones below it.\n\nsalt '*' file.rmdir /tmp/x", on("path", rmdir), p, opt("recurse", module.Bool, false), opt("verbose", module.Bool, false), opt("older_than", module.Num, nil)),
-		tests("file.copy", "Copies a file, or with recurse a directory.\n\nsalt '*' file.copy /etc/passwd /tmp/x", copyCall, src, dst, opt("recurse", module.Bool, false), opt("remove_existing", module.Bool, false)),
-		tests("file.move", "Moves a file or a directory, to another file system too.\n\nsalt '*' file.move /tmp/a /tmp/b", move, src, dst, opt("disallow_copy_and_unlink", module.Bool, false)),
-		tests("file.rename", "Renames a file or a directory.\n\nsalt '*' file.rename /tmp/a /tmp/b", on("src", func(from string, c *module.Call) (any, error) {
+		module.Extra(module.Tests("file.remove", "Removes a file, or a directory with all that is in it.\n\nsalt '*' file.remove /tmp/x", on("path", remove), p)),
+		module.Tests("file.rmdir", "Removes a directory that is empty, or with recurse the empty ones below it.\n\nsalt '*' file.rmdir /tmp/x", on("path", rmdir), p, module.May("recurse", module.Bool, false), module.May("verbose", module.Bool, false), module.May("older_than", module.Num, nil)),
+		module.Tests("file.copy", "Copies a file, or with recurse a directory.\n\nsalt '*' file.copy /etc/passwd /tmp/x", copyCall, src, dst, module.May("recurse", module.Bool, false), module.May("remove_existing", module.Bool, false)),
+		module.Tests("file.move", "Moves a file or a directory, to another file system too.\n\nsalt '*' file.move /tmp/a /tmp/b", move, src, dst, module.May("disallow_copy_and_unlink", module.Bool, false)),
+		module.Tests("file.rename", "Renames a file or a directory.\n\nsalt '*' file.rename /tmp/a /tmp/b", on("src", func(from string, c *module.Call) (any, error) {
 			to, err := argPath(c, "dst")
 			if err != nil {
 				return nil, err
@@ -42,14 +42,14 @@ func manages() []module.Function {
 			}
 			return true, failed("renamed", from, durable.Rename(from, to))
 		}), src, dst),
-		tests("file.mkdir", "Makes a directory and those above it.\n\nsalt '*' file.mkdir /opt/a/b", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("file.mkdir", "Makes a directory and those above it.\n\nsalt '*' file.mkdir /opt/a/b", func(ctx context.Context, c *module.Call) (any, error) {
 			d, err := argPath(c, "dir_path")
 			if err != nil {
 				return nil, err
 			}
 			return true, makeDir(ctx, c, d, c.Any("mode"), false)
-		}, need("dir_path", module.Str), user, group, mode),
-		tests("file.makedirs", "Makes the directories above a path; the path itself when it ends with a slash.\n\nsalt '*' file.makedirs /opt/a/b/", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("dir_path", module.Str), user, group, mode),
+		module.Tests("file.makedirs", "Makes the directories above a path; the path itself when it ends with a slash.\n\nsalt '*' file.makedirs /opt/a/b/", func(ctx context.Context, c *module.Call) (any, error) {
 			d, err := argPath(c, "path")
 			if err != nil {
 				return nil, err
@@ -65,7 +65,7 @@ func manages() []module.Function {
 			}
 			return nil, makeDir(ctx, c, d, c.Any("mode"), true)
 		}, p, user, group, mode),
-		tests("file.makedirs_perms", "Makes a directory and those above it, and gives them an owner and a mode.\n\nsalt '*' file.makedirs_perms /opt/a/b root root 0755", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("file.makedirs_perms", "Makes a directory and those above it, and gives them an owner and a mode.\n\nsalt '*' file.makedirs_perms /opt/a/b root root 0755", func(ctx context.Context, c *module.Call) (any, error) {
 			d, err := argPath(c, "name")
 			if err != nil {
 				return nil, err
@@ -77,12 +77,12 @@ func manages() []module.Function {
 				return nil, own(ctx, d, c.Any("user"), c.Any("group"), c.Any("mode"))
 			}
 			return nil, makeDir(ctx, c, d, c.Any("mode"), true)
-		}, name, user, group, opt("mode", module.Any, "0755")),
-		tests("file.mknod", "Makes a device or a named pipe.\n\nsalt '*' file.mknod /dev/x c 180 31", mknod(""), name, need("ntype", module.Str), opt("major", module.Int, 0), opt("minor", module.Int, 0), user, group, opt("mode", module.Any, "0600")),
-		tests("file.mknod_chrdev", "Makes a character device.\n\nsalt '*' file.mknod_chrdev /dev/x 180 31", mknod("c"), append([]module.Param{name, need("major", module.Int), need("minor", module.Int)}, node...)...),
-		tests("file.mknod_blkdev", "Makes a block device.\n\nsalt '*' file.mknod_blkdev /dev/x 8 999", mknod("b"), append([]module.Param{name, need("major", module.Int), need("minor", module.Int)}, node...)...),
-		tests("file.mknod_fifo", "Makes a named pipe.\n\nsalt '*' file.mknod_fifo /run/x", mknod("p"), append([]module.Param{name}, node...)...),
-		tests("file.link", "Gives a file another name.\n\nsalt '*' file.link /srv/a /srv/b", on("path", func(to string, c *module.Call) (any, error) {
+		}, name, user, group, module.May("mode", module.Any, "0755")),
+		module.Tests("file.mknod", "Makes a device or a named pipe.\n\nsalt '*' file.mknod /dev/x c 180 31", mknod(""), name, module.Need("ntype", module.Str), module.May("major", module.Int, 0), module.May("minor", module.Int, 0), user, group, module.May("mode", module.Any, "0600")),
+		module.Tests("file.mknod_chrdev", "Makes a character device.\n\nsalt '*' file.mknod_chrdev /dev/x 180 31", mknod("c"), append([]module.Param{name, module.Need("major", module.Int), module.Need("minor", module.Int)}, node...)...),
+		module.Tests("file.mknod_blkdev", "Makes a block device.\n\nsalt '*' file.mknod_blkdev /dev/x 8 999", mknod("b"), append([]module.Param{name, module.Need("major", module.Int), module.Need("minor", module.Int)}, node...)...),
+		module.Tests("file.mknod_fifo", "Makes a named pipe.\n\nsalt '*' file.mknod_fifo /run/x", mknod("p"), append([]module.Param{name}, node...)...),
+		module.Tests("file.link", "Gives a file another name.\n\nsalt '*' file.link /srv/a /srv/b", on("path", func(to string, c *module.Call) (any, error) {
 			from, err := argPath(c, "src")
 			if err != nil {
 				return nil, err
@@ -95,8 +95,8 @@ func manages() []module.Function {
 			}
 			return true, failed("made", to, os.Link(from, to))
 		}), src, p),
-		tests("file.symlink", "Makes a symbolic link at path that points to src.\n\nsalt '*' file.symlink /srv/a /srv/b", on("path", symlink), src, p, opt("force", module.Bool, false), opt("atomic", module.Bool, false), opt("follow_symlinks", module.Bool, true)),
-		tests("file.touch", "Makes a file that is empty, or sets the times of one that is there.\n\nsalt '*' file.touch /var/log/x", on("name", touch), name, opt("atime", module.Num, nil), opt("mtime", module.Num, nil)),
+		module.Tests("file.symlink", "Makes a symbolic link at path that points to src.\n\nsalt '*' file.symlink /srv/a /srv/b", on("path", symlink), src, p, module.May("force", module.Bool, false), module.May("atomic", module.Bool, false), module.May("follow_symlinks", module.Bool, true)),
+		module.Tests("file.touch", "Makes a file that is empty, or sets the times of one that is there.\n\nsalt '*' file.touch /var/log/x", on("name", touch), name, module.May("atime", module.Num, nil), module.May("mtime", module.Num, nil)),
 	}
 }
 
@@ -377,7 +377,7 @@ func makeDir(ctx context.Context, c *module.Call, d string, mode any, all bool) 
 	return nil
 }
 
-func mknod(kind string) run {
+func mknod(kind string) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		p, err := argPath(c, "name")
 		if err != nil {

@@ -18,10 +18,10 @@ import (
 )
 
 func owners() []module.Function {
-	p, usr, group := need("path", module.Str), need("user", module.Any), need("group", module.Any)
-	links := opt("follow_symlinks", module.Bool, true)
+	p, usr, group := module.Need("path", module.Str), module.Need("user", module.Any), module.Need("group", module.Any)
+	links := module.May("follow_symlinks", module.Bool, true)
 	stat := func(name, doc, key string) module.Function {
-		return reads(name, doc, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Reads(name, doc, func(ctx context.Context, c *module.Call) (any, error) {
 			f, err := argPath(c, "path")
 			if err != nil {
 				return nil, err
@@ -38,8 +38,8 @@ func owners() []module.Function {
 		stat("file.get_group", "Tells the group to which a file belongs.\n\nsalt '*' file.get_group /etc/passwd", "group"),
 		stat("file.get_uid", "Tells the number of the user to whom a file belongs.\n\nsalt '*' file.get_uid /etc/passwd", "uid"),
 		stat("file.get_gid", "Tells the number of the group to which a file belongs.\n\nsalt '*' file.get_gid /etc/passwd", "gid"),
-		reads("file.get_mode", "Tells the mode of a file.\n\nsalt '*' file.get_mode /etc/passwd", on("path", func(f string, c *module.Call) (any, error) { return modeOf(f, c.Bool("follow_symlinks")), nil }), p, links),
-		tests("file.set_mode", "Sets the mode of a file.\n\nsalt '*' file.set_mode /etc/passwd 0644", on("path", func(f string, c *module.Call) (any, error) {
+		module.Reads("file.get_mode", "Tells the mode of a file.\n\nsalt '*' file.get_mode /etc/passwd", on("path", func(f string, c *module.Call) (any, error) { return modeOf(f, c.Bool("follow_symlinks")), nil }), p, links),
+		module.Tests("file.set_mode", "Sets the mode of a file.\n\nsalt '*' file.set_mode /etc/passwd 0644", on("path", func(f string, c *module.Call) (any, error) {
 			m, err := parseMode(c.Any("mode"))
 			if err != nil {
 				return nil, err
@@ -51,27 +51,27 @@ func owners() []module.Function {
 				return nil, failed("given another mode", f, err)
 			}
 			return modeOf(f, true), nil
-		}), p, need("mode", module.Any)),
-		tests("file.chown", "Gives a file to a user and a group.\n\nsalt '*' file.chown /srv/x root root", chown(os.Chown, os.Stat), p, usr, group),
-		tests("file.lchown", "Gives a file, or a symbolic link itself, to a user and a group.\n\nsalt '*' file.lchown /srv/x root root", chown(os.Lchown, os.Lstat), p, usr, group),
-		tests("file.chgrp", "Gives a file to a group.\n\nsalt '*' file.chgrp /srv/x root", chown(os.Chown, os.Stat), p, group),
-		reads("file.user_to_uid", "Tells the number of a user.\n\nsalt '*' file.user_to_uid root", func(ctx context.Context, c *module.Call) (any, error) {
+		}), p, module.Need("mode", module.Any)),
+		module.Tests("file.chown", "Gives a file to a user and a group.\n\nsalt '*' file.chown /srv/x root root", chown(os.Chown, os.Stat), p, usr, group),
+		module.Tests("file.lchown", "Gives a file, or a symbolic link itself, to a user and a group.\n\nsalt '*' file.lchown /srv/x root root", chown(os.Lchown, os.Lstat), p, usr, group),
+		module.Tests("file.chgrp", "Gives a file to a group.\n\nsalt '*' file.chgrp /srv/x root", chown(os.Chown, os.Stat), p, group),
+		module.Reads("file.user_to_uid", "Tells the number of a user.\n\nsalt '*' file.user_to_uid root", func(ctx context.Context, c *module.Call) (any, error) {
 			if uid, ok := uidOf(ctx, c.Any("user")); ok {
 				return uid, nil
 			}
 			return "", nil
-		}, opt("user", module.Any, nil)),
-		reads("file.group_to_gid", "Tells the number of a group.\n\nsalt '*' file.group_to_gid root", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.May("user", module.Any, nil)),
+		module.Reads("file.group_to_gid", "Tells the number of a group.\n\nsalt '*' file.group_to_gid root", func(ctx context.Context, c *module.Call) (any, error) {
 			if gid, ok := gidOf(ctx, c.Any("group")); ok {
 				return gid, nil
 			}
 			return "", nil
-		}, opt("group", module.Any, nil)),
-		reads("file.uid_to_user", "Tells the name of a user.\n\nsalt '*' file.uid_to_user 0", func(ctx context.Context, c *module.Call) (any, error) { return userName(ctx, c.Int("uid")), nil }, need("uid", module.Int)),
-		reads("file.gid_to_group", "Tells the name of a group.\n\nsalt '*' file.gid_to_group 0", func(ctx context.Context, c *module.Call) (any, error) { return groupName(ctx, c.Int("gid")), nil }, need("gid", module.Int)),
-		tests("file.check_perms", "Sees to the owner and the mode of a file and tells what changed.\n\nsalt '*' file.check_perms /etc/sudoers '{}' root root 400", checkPerms,
-			need("name", module.Str), opt("ret", module.Map, nil), opt("user", module.Any, nil), opt("group", module.Any, nil), opt("mode", module.Any, nil), opt("attrs", module.Any, nil), opt("follow_symlinks", module.Bool, false),
-			opt("seuser", module.Str, nil), opt("serole", module.Str, nil), opt("setype", module.Str, nil), opt("serange", module.Str, nil)),
+		}, module.May("group", module.Any, nil)),
+		module.Reads("file.uid_to_user", "Tells the name of a user.\n\nsalt '*' file.uid_to_user 0", func(ctx context.Context, c *module.Call) (any, error) { return userName(ctx, c.Int("uid")), nil }, module.Need("uid", module.Int)),
+		module.Reads("file.gid_to_group", "Tells the name of a group.\n\nsalt '*' file.gid_to_group 0", func(ctx context.Context, c *module.Call) (any, error) { return groupName(ctx, c.Int("gid")), nil }, module.Need("gid", module.Int)),
+		module.Tests("file.check_perms", "Sees to the owner and the mode of a file and tells what changed.\n\nsalt '*' file.check_perms /etc/sudoers '{}' root root 400", checkPerms,
+			module.Need("name", module.Str), module.May("ret", module.Map, nil), module.May("user", module.Any, nil), module.May("group", module.Any, nil), module.May("mode", module.Any, nil), module.May("attrs", module.Any, nil), module.May("follow_symlinks", module.Bool, false),
+			module.May("seuser", module.Str, nil), module.May("serole", module.Str, nil), module.May("setype", module.Str, nil), module.May("serange", module.Str, nil)),
 	}
 }
 
@@ -83,7 +83,7 @@ func uidOf(ctx context.Context, v any) (int64, bool) {
 	case int64:
 		return x, true
 	}
-	s := plain(v)
+	s := module.Plain(v)
 	if s == "" {
 		return int64(os.Geteuid()), true
 	}
@@ -106,7 +106,7 @@ func gidOf(ctx context.Context, v any) (int64, bool) {
 	case int64:
 		return x, true
 	}
-	s := plain(v)
+	s := module.Plain(v)
 	if s == "" {
 		return int64(os.Getegid()), true
 	}
@@ -151,7 +151,7 @@ func groupName(ctx context.Context, gid int64) any {
 
 // parseMode reads a mode written in octal; numbers are taken digit by digit, as in 644.
 func parseMode(v any) (fs.FileMode, error) {
-	s := strings.TrimPrefix(plain(v), "0o")
+	s := strings.TrimPrefix(module.Plain(v), "0o")
 	n, err := strconv.ParseUint(s, 8, 32)
 	if err != nil || n > 0o7777 {
 		return 0, fault.Invalid("mode_bad", "Invalid Mode %s", s).Fix("a mode is octal, as 0644")
@@ -202,26 +202,30 @@ func modeOf(p string, follow bool) string {
 	return octal(i.Mode())
 }
 
+// numberOf is the number of a user or a group, -1 where none is given.
+func numberOf(ctx context.Context, find func(context.Context, any) (int64, bool), who any) (int64, bool) {
+	if who == nil || who == "" {
+		return -1, true
+	}
+	return find(ctx, who)
+}
+
 // chown gives a file away. As in Salt, what is wrong with the names is a text, and all is well
 // when there is none.
-func chown(set func(string, int, int) error, stat func(string) (fs.FileInfo, error)) run {
+func chown(set func(string, int, int) error, stat func(string) (fs.FileInfo, error)) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		p, err := argPath(c, "path")
 		if err != nil {
 			return nil, err
 		}
 		says := ""
-		uid, gid := int64(-1), int64(-1)
-		ok := true
-		if u := c.Any("user"); u != nil && u != "" {
-			if uid, ok = uidOf(ctx, u); !ok {
-				says += "User does not exist\n"
-			}
+		uid, ok := numberOf(ctx, uidOf, c.Any("user"))
+		if !ok {
+			says += "User does not exist\n"
 		}
-		if g := c.Any("group"); g != nil && g != "" {
-			if gid, ok = gidOf(ctx, g); !ok {
-				says += "Group does not exist\n"
-			}
+		gid, ok := numberOf(ctx, gidOf, c.Any("group"))
+		if !ok {
+			says += "Group does not exist\n"
 		}
 		i, err := stat(p)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -247,17 +251,13 @@ func chown(set func(string, int, int) error, stat func(string) (fs.FileInfo, err
 
 // own sets owner and mode of what was just made; empty values leave it as it is.
 func own(ctx context.Context, p string, who, group, mode any) error {
-	uid, gid := int64(-1), int64(-1)
-	ok := true
-	if who != nil && who != "" {
-		if uid, ok = uidOf(ctx, who); !ok {
-			return fault.NotFound("user_missing", "there is no user %s on this host", plain(who))
-		}
+	uid, ok := numberOf(ctx, uidOf, who)
+	if !ok {
+		return fault.NotFound("user_missing", "there is no user %s on this host", module.Plain(who))
 	}
-	if group != nil && group != "" {
-		if gid, ok = gidOf(ctx, group); !ok {
-			return fault.NotFound("group_missing", "there is no group %s on this host", plain(group))
-		}
+	gid, ok := numberOf(ctx, gidOf, group)
+	if !ok {
+		return fault.NotFound("group_missing", "there is no group %s on this host", module.Plain(group))
 	}
 	if uid >= 0 || gid >= 0 {
 		if err := os.Lchown(p, int(uid), int(gid)); err != nil {
@@ -317,7 +317,7 @@ func checkPerms(ctx context.Context, c *module.Call) (any, error) {
 	if u := c.Any("user"); u != nil && u != "" {
 		n, ok := uidOf(ctx, u)
 		if !ok {
-			return nil, fault.NotFound("user_missing", "there is no user %s on this host", plain(u))
+			return nil, fault.NotFound("user_missing", "there is no user %s on this host", module.Plain(u))
 		}
 		if n != int64(uid) {
 			want[0], changes["user"] = n, u
@@ -326,7 +326,7 @@ func checkPerms(ctx context.Context, c *module.Call) (any, error) {
 	if g := c.Any("group"); g != nil && g != "" {
 		n, ok := gidOf(ctx, g)
 		if !ok {
-			return nil, fault.NotFound("group_missing", "there is no group %s on this host", plain(g))
+			return nil, fault.NotFound("group_missing", "there is no group %s on this host", module.Plain(g))
 		}
 		if n != int64(gid) {
 			want[1], changes["group"] = n, g

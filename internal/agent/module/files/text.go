@@ -16,16 +16,16 @@ import (
 )
 
 func text() []module.Function {
-	p := need("path", module.Str)
-	flags, bufsize := opt("flags", module.Any, 8), opt("bufsize", module.Any, 1)
+	p := module.Need("path", module.Str)
+	flags, bufsize := module.May("flags", module.Any, 8), module.May("bufsize", module.Any, 1)
 	writes := func(name, doc string, f func(old, add string, lines []string) (string, string)) module.Function {
-		return rest(tests(name, doc, on("path", func(file string, c *module.Call) (any, error) { return writeLines(file, c, f) }), p, opt("args", module.Any, nil)))
+		return module.Rest(module.Tests(name, doc, on("path", func(file string, c *module.Call) (any, error) { return writeLines(file, c, f) }), p, module.May("args", module.Any, nil)))
 	}
 	return []module.Function{
-		reads("file.read", "Shows what is in a file.\n\nsalt '*' file.read /etc/hostname", on("path", func(f string, _ *module.Call) (any, error) {
+		module.Reads("file.read", "Shows what is in a file.\n\nsalt '*' file.read /etc/hostname", on("path", func(f string, _ *module.Call) (any, error) {
 			b, err := load(f)
-			return valid(string(b)), err
-		}), p, opt("binary", module.Bool, false)),
+			return module.Valid(string(b)), err
+		}), p, module.May("binary", module.Bool, false)),
 		writes("file.write", "Writes lines into a file, in place of what is in it.\n\nsalt '*' file.write /etc/motd args=\"['a line', 'another']\"", func(_, add string, _ []string) (string, string) {
 			return add, "Wrote"
 		}),
@@ -38,7 +38,7 @@ func text() []module.Function {
 		writes("file.prepend", "Adds lines to the beginning of a file.\n\nsalt '*' file.prepend /etc/motd 'a line'", func(old, add string, _ []string) (string, string) {
 			return add + old, "Prepended"
 		}),
-		tests("file.truncate", "Cuts a file to a length.\n\nsalt '*' file.truncate /var/log/x 512", on("path", func(f string, c *module.Call) (any, error) {
+		module.Tests("file.truncate", "Cuts a file to a length.\n\nsalt '*' file.truncate /var/log/x 512", on("path", func(f string, c *module.Call) (any, error) {
 			if c.Int("length") < 0 {
 				return nil, fault.Invalid("length_bad", "a file cannot be %d bytes long", c.Int("length"))
 			}
@@ -46,14 +46,14 @@ func text() []module.Function {
 				return nil, nil
 			}
 			return nil, failed("cut", f, os.Truncate(f, c.Int("length")))
-		}), p, need("length", module.Int)),
-		reads("file.seek_read", "Shows a piece of a file.\n\nsalt '*' file.seek_read /etc/passwd 4096 0", on("path", seekRead), p, need("size", module.Int), need("offset", module.Int)),
-		tests("file.seek_write", "Writes over a piece of a file.\n\nsalt '*' file.seek_write /srv/x 'some data' 4096", on("path", seekWrite), p, need("data", module.Str), need("offset", module.Int)),
-		reads("file.contains", "Tells whether a text is in a file.\n\nsalt '*' file.contains /etc/crontab mymaintenance.sh", on("path", func(f string, c *module.Call) (any, error) {
+		}), p, module.Need("length", module.Int)),
+		module.Reads("file.seek_read", "Shows a piece of a file.\n\nsalt '*' file.seek_read /etc/passwd 4096 0", on("path", seekRead), p, module.Need("size", module.Int), module.Need("offset", module.Int)),
+		module.Tests("file.seek_write", "Writes over a piece of a file.\n\nsalt '*' file.seek_write /srv/x 'some data' 4096", on("path", seekWrite), p, module.Need("data", module.Str), module.Need("offset", module.Int)),
+		module.Reads("file.contains", "Tells whether a text is in a file.\n\nsalt '*' file.contains /etc/crontab mymaintenance.sh", on("path", func(f string, c *module.Call) (any, error) {
 			b, err := content(f)
 			return err == nil && b != nil && bytes.Contains(b, []byte(strings.TrimSpace(c.Str("text")))), err
-		}), p, need("text", module.Str)),
-		reads("file.contains_regex", "Tells whether a line of a file fits a regular expression.\n\nsalt '*' file.contains_regex /etc/crontab '^root'", on("path", func(f string, c *module.Call) (any, error) {
+		}), p, module.Need("text", module.Str)),
+		module.Reads("file.contains_regex", "Tells whether a line of a file fits a regular expression.\n\nsalt '*' file.contains_regex /etc/crontab '^root'", on("path", func(f string, c *module.Call) (any, error) {
 			re, err := compile(c.Str("regex"), 0)
 			if err != nil {
 				return nil, err
@@ -71,16 +71,16 @@ func text() []module.Function {
 				}
 			}
 			return false, nil
-		}), p, need("regex", module.Str), opt("lchar", module.Str, "")),
-		reads("file.contains_glob", "Tells whether a file as a whole fits a pattern.\n\nsalt '*' file.contains_glob /etc/foobar '*cheese*'", on("path", func(f string, c *module.Call) (any, error) {
+		}), p, module.Need("regex", module.Str), module.May("lchar", module.Str, "")),
+		module.Reads("file.contains_glob", "Tells whether a file as a whole fits a pattern.\n\nsalt '*' file.contains_glob /etc/foobar '*cheese*'", on("path", func(f string, c *module.Call) (any, error) {
 			re, err := glob(c.Str("glob_expr"), 0)
 			if err != nil {
 				return nil, err
 			}
 			b, err := content(f)
 			return err == nil && b != nil && re.Match(b), err
-		}), p, need("glob_expr", module.Str)),
-		reads("file.search", "Tells whether a regular expression is found in a file.\n\nsalt '*' file.search /etc/crontab 'mymaintenance.sh'", on("path", func(f string, c *module.Call) (any, error) {
+		}), p, module.Need("glob_expr", module.Str)),
+		module.Reads("file.search", "Tells whether a regular expression is found in a file.\n\nsalt '*' file.search /etc/crontab 'mymaintenance.sh'", on("path", func(f string, c *module.Call) (any, error) {
 			fl, err := flagsOf(c.Any("flags"))
 			if err != nil {
 				return nil, err
@@ -97,8 +97,8 @@ func text() []module.Function {
 			}
 			b, err := load(f)
 			return re.Match(b), err
-		}), p, need("pattern", module.Str), flags, bufsize, opt("ignore_if_missing", module.Bool, false), opt("multiline", module.Bool, false)),
-		rest(reads("file.grep", "Searches a file with the program grep and shows its outcome.\n\nsalt '*' file.grep /etc/passwd nobody -- -i", grep, p, need("pattern", module.Str))),
+		}), p, module.Need("pattern", module.Str), flags, bufsize, module.May("ignore_if_missing", module.Bool, false), module.May("multiline", module.Bool, false)),
+		module.Rest(module.Reads("file.grep", "Searches a file with the program grep and shows its outcome.\n\nsalt '*' file.grep /etc/passwd nobody -- -i", grep, p, module.Need("pattern", module.Str))),
 	}
 }
 
@@ -118,10 +118,10 @@ func linesOf(c *module.Call) []string {
 		case nil:
 		case []any:
 			for _, e := range x {
-				out = append(out, plain(e))
+				out = append(out, module.Plain(e))
 			}
 		default:
-			out = append(out, plain(x))
+			out = append(out, module.Plain(x))
 		}
 	}
 	add(c.Any("args")) // the first by position, too
@@ -169,7 +169,7 @@ func seekRead(p string, c *module.Call) (any, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, failed("read", p, err)
 	}
-	return valid(string(b[:n])), nil
+	return module.Valid(string(b[:n])), nil
 }
 
 func seekWrite(p string, c *module.Call) (any, error) {
@@ -199,7 +199,7 @@ func grep(ctx context.Context, c *module.Call) (any, error) {
 	}
 	argv := []string{"grep"}
 	for _, v := range c.Rest {
-		words, err := command.Words(plain(v))
+		words, err := command.Words(module.Plain(v))
 		if err != nil {
 			return nil, err
 		}

@@ -2,7 +2,6 @@ package files
 
 import (
 	"archive/tar"
-	"archive/zip"
 	"bufio"
 	"bytes"
 	"compress/bzip2"
@@ -23,6 +22,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/xi2/xz"
 
+	"drover/internal/agent/module"
 	"drover/internal/durable"
 	"drover/internal/fault"
 )
@@ -133,7 +133,7 @@ func untar(ctx context.Context, file, dest string) ([]string, error) {
 	}
 	var dirs []dir // get their modes last: one that cannot be written could not be filled
 	err = tarEntries(ctx, file, func(h *tar.Header, name string, r io.Reader) error {
-		names = append(names, valid(h.Name))
+		names = append(names, module.Valid(h.Name))
 		mode := unixMode(uint32(h.Mode & 0o7777))
 		if name == "." {
 			return nil
@@ -292,14 +292,11 @@ func listMembers(ctx context.Context, file, format string) ([]member, error) {
 		isZip = err == nil && n == 4 && (bytes.Equal(b, []byte("PK\x03\x04")) || bytes.Equal(b, []byte("PK\x05\x06")))
 	}
 	if isZip {
-		z, err := zip.OpenReader(file)
+		z, err := openZip(file)
 		if err != nil {
-			return nil, fault.Invalid("archive_bad", "%s is no archive that can be read", file).Wrap(err)
+			return nil, err
 		}
 		defer z.Close()
-		if len(z.File) > maxMembers {
-			return nil, fault.TooLarge("archive_large", "%s has more than %d entries", file, maxMembers)
-		}
 		for _, f := range z.File {
 			kind := byte('f')
 			if f.Mode().IsDir() {
@@ -307,7 +304,7 @@ func listMembers(ctx context.Context, file, format string) ([]member, error) {
 			} else if f.Mode()&fs.ModeSymlink != 0 {
 				kind = 'l'
 			}
-			out = append(out, member{valid(strings.TrimSuffix(f.Name, "/")), kind})
+			out = append(out, member{module.Valid(strings.TrimSuffix(f.Name, "/")), kind})
 		}
 		return out, nil
 	}
@@ -322,7 +319,7 @@ func listMembers(ctx context.Context, file, format string) ([]member, error) {
 		case tar.TypeSymlink:
 			kind = 'l'
 		}
-		out = append(out, member{valid(strings.TrimSuffix(name, "/")), kind})
+		out = append(out, member{module.Valid(strings.TrimSuffix(name, "/")), kind})
 		return nil
 	})
 	return out, err

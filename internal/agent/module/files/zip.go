@@ -164,15 +164,25 @@ type unzipSpec struct {
 	overwrite, perms, test bool
 }
 
-func unzip(ctx context.Context, file, dest string, s unzipSpec) ([]string, error) {
+// openZip opens an archive that has a bearable number of entries.
+func openZip(file string) (*zip.ReadCloser, error) {
 	z, err := zip.OpenReader(file)
 	if err != nil {
 		return nil, fault.Invalid("archive_bad", "%s is no archive that can be read", file).Wrap(err)
 	}
-	defer z.Close()
 	if len(z.File) > maxMembers {
-		return nil, fault.TooLarge("archive_large", "%s has more than %d entries", file, maxMembers)
+		err := fault.TooLarge("archive_large", "%s has more than %d entries", file, maxMembers)
+		return nil, errors.Join(err, z.Close())
 	}
+	return z, nil
+}
+
+func unzip(ctx context.Context, file, dest string, s unzipSpec) ([]string, error) {
+	z, err := openZip(file)
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
 	left := int64(maxUnpacked)
 	// First all names: an archive that tries to get out is not unpacked in part.
 	names := make([]string, len(z.File))
@@ -207,7 +217,7 @@ func unzip(ctx context.Context, file, dest string, s unzipSpec) ([]string, error
 		if name == "." || slices.Contains(s.excludes, f.Name) {
 			continue
 		}
-		out = append(out, valid(f.Name))
+		out = append(out, module.Valid(f.Name))
 		if s.test {
 			continue
 		}

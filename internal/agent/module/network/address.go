@@ -12,8 +12,8 @@ import (
 )
 
 func (h *host) addresses() []module.Function {
-	ip := need("ip_addr", module.Str)
-	cidr := need("cidr", module.Str)
+	ip := module.Need("ip_addr", module.Str)
+	cidr := module.Need("cidr", module.Str)
 	inSubnet := func(_ context.Context, c *module.Call) (any, error) {
 		p, err := parsePrefix(c.Str("cidr"))
 		if err != nil {
@@ -28,14 +28,14 @@ func (h *host) addresses() []module.Function {
 		return false, err
 	}
 	return []module.Function{
-		reads("network.calc_net", "Tells the network that an address with a mask is in.\n\nsalt '*' network.calc_net 172.17.0.5 255.255.255.240", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.calc_net", "Tells the network that an address with a mask is in.\n\nsalt '*' network.calc_net 172.17.0.5 255.255.255.240", func(_ context.Context, c *module.Call) (any, error) {
 			p, err := calcNet(c.Str("ip_addr"), c.Str("netmask"))
 			if err != nil {
 				return nil, err
 			}
 			return p.String(), nil
-		}, ip, may("netmask", module.Str, nil)),
-		reads("network.ip_in_subnet", "Tells whether an address is in a network.\n\nsalt '*' network.ip_in_subnet 172.17.0.4 172.16.0.0/12", func(_ context.Context, c *module.Call) (any, error) {
+		}, ip, module.May("netmask", module.Str, nil)),
+		module.Reads("network.ip_in_subnet", "Tells whether an address is in a network.\n\nsalt '*' network.ip_in_subnet 172.17.0.4 172.16.0.0/12", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip_addr"))
 			if err != nil {
 				return nil, err
@@ -43,30 +43,30 @@ func (h *host) addresses() []module.Function {
 			p, err := parsePrefix(c.Str("cidr"))
 			return err == nil && p.Contains(a), err
 		}, ip, cidr),
-		reads("network.in_subnet", "Tells whether the host has an address in a network.\n\nsalt '*' network.in_subnet 10.0.0.0/16", inSubnet, cidr),
-		reads("network.is_private", "Tells whether an address is for private networks.\n\nsalt '*' network.is_private 10.0.0.3", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.in_subnet", "Tells whether the host has an address in a network.\n\nsalt '*' network.in_subnet 10.0.0.0/16", inSubnet, cidr),
+		module.Reads("network.is_private", "Tells whether an address is for private networks.\n\nsalt '*' network.is_private 10.0.0.3", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip_addr"))
 			return err == nil && private(a), err
 		}, ip),
-		reads("network.is_loopback", "Tells whether an address is the host's own.\n\nsalt '*' network.is_loopback 127.0.0.1", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.is_loopback", "Tells whether an address is the host's own.\n\nsalt '*' network.is_loopback 127.0.0.1", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip_addr"))
 			return err == nil && a.IsLoopback(), err
 		}, ip),
-		reads("network.iphexval", "Gives an IPv4 address in hexadecimal.\n\nsalt '*' network.iphexval 10.0.0.1", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.iphexval", "Gives an IPv4 address in hexadecimal.\n\nsalt '*' network.iphexval 10.0.0.1", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip"))
 			if err != nil {
 				return nil, err
 			}
 			return strings.ToUpper(hex.EncodeToString(a.AsSlice())), nil
-		}, need("ip", module.Str)),
-		reads("network.reverse_ip", "Gives the name of an address in the reverse zones of DNS.\n\nsalt '*' network.reverse_ip 172.17.0.4", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("ip", module.Str)),
+		module.Reads("network.reverse_ip", "Gives the name of an address in the reverse zones of DNS.\n\nsalt '*' network.reverse_ip 172.17.0.4", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip_addr"))
 			if err != nil {
 				return nil, err
 			}
 			return reverseName(a), nil
 		}, ip),
-		reads("network.convert_cidr", "Tells the address and the mask of a network.\n\nsalt '*' network.convert_cidr 172.31.0.0/16", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.convert_cidr", "Tells the address and the mask of a network.\n\nsalt '*' network.convert_cidr 172.31.0.0/16", func(_ context.Context, c *module.Call) (any, error) {
 			out := map[string]any{"network": nil, "netmask": nil, "broadcast": nil}
 			p, err := parsePrefix(c.Str("cidr"))
 			if err != nil {

@@ -56,7 +56,7 @@ func lookupNS(ctx context.Context, r *net.Resolver, name string) ([]any, error) 
 	list, err := r.LookupNS(ctx, absolute(name))
 	var out []any
 	for _, n := range list {
-		out = append(out, valid(n.Host))
+		out = append(out, module.Valid(n.Host))
 	}
 	return out, err
 }
@@ -65,7 +65,7 @@ func lookupMX(ctx context.Context, r *net.Resolver, name string) ([]any, error) 
 	list, err := r.LookupMX(ctx, absolute(name))
 	var out []any
 	for _, m := range list {
-		out = append(out, []any{strconv.Itoa(int(m.Pref)), valid(m.Host)})
+		out = append(out, []any{strconv.Itoa(int(m.Pref)), module.Valid(m.Host)})
 	}
 	return out, err
 }
@@ -74,7 +74,7 @@ func lookupTXT(ctx context.Context, r *net.Resolver, name string) ([]any, error)
 	list, err := r.LookupTXT(ctx, absolute(name))
 	var out []any
 	for _, t := range list {
-		out = append(out, valid(t))
+		out = append(out, module.Valid(t))
 	}
 	return out, err
 }
@@ -83,7 +83,7 @@ func lookupPTR(ctx context.Context, r *net.Resolver, name string) ([]any, error)
 	list, err := r.LookupAddr(ctx, name)
 	var out []any
 	for _, n := range list {
-		out = append(out, valid(n))
+		out = append(out, module.Valid(n))
 	}
 	return out, err
 }
@@ -93,7 +93,7 @@ func lookupCNAME(ctx context.Context, r *net.Resolver, name string) ([]any, erro
 	if err != nil || c == "" || strings.EqualFold(c, absolute(name)) {
 		return nil, err
 	}
-	return []any{valid(c)}, nil
+	return []any{module.Valid(c)}, nil
 }
 
 // ask runs a lookup with a deadline.
@@ -121,64 +121,64 @@ func ask(ctx context.Context, server, name string, f lookup) ([]any, error) {
 }
 
 func (h *host) dig() []module.Function {
-	server := may("nameserver", module.Str, nil)
+	server := module.May("nameserver", module.Str, nil)
 	var all []module.Function
-	add := func(record, doc string, f run, params ...module.Param) {
-		fn := reads("dig."+record, doc+"\n\nsalt '*' dig."+record+" www.example.com", f, params...)
+	add := func(record, doc string, f module.Run, params ...module.Param) {
+		fn := module.Reads("dig."+record, doc+"\n\nsalt '*' dig."+record+" www.example.com", f, params...)
 		all = append(all, fn)
 		if lower := strings.ToLower(record); lower != record {
 			all = append(all, alias(fn, "dig."+lower))
 		}
 	}
-	plain := func(arg string, f lookup) run {
+	plain := func(arg string, f lookup) module.Run {
 		return func(ctx context.Context, c *module.Call) (any, error) {
 			return ask(ctx, c.Str("nameserver"), c.Str(arg), f)
 		}
 	}
-	add("A", "Looks up the IPv4 addresses of a name.", plain("host", lookupIP("ip4")), need("host", module.Str), server)
-	add("AAAA", "Looks up the IPv6 addresses of a name.", plain("host", lookupIP("ip6")), need("host", module.Str), server)
-	add("CNAME", "Looks up what a name is another name of.", plain("host", lookupCNAME), need("host", module.Str), server)
-	add("PTR", "Looks up the names of an address.", plain("host", lookupPTR), need("host", module.Str), server)
-	add("TXT", "Looks up the texts of a name.", plain("host", lookupTXT), need("host", module.Str), server)
-	add("NS", "Looks up the name servers of a domain, as addresses unless resolve is false.", h.nameServers, need("domain", module.Str), may("resolve", module.Bool, true), server)
-	add("MX", "Looks up the mail servers of a domain.", h.mailServers, need("domain", module.Str), may("resolve", module.Bool, false), server)
-	add("SPF", "Looks up which networks may send the mail of a domain.", h.senders, need("domain", module.Str), may("record", module.Str, "SPF"), server)
-	all = append(all, reads("dig.check_ip", "Tells whether a text is an IP address, with or without a network.\n\nsalt '*' dig.check_ip 127.0.0.1", checkIP, need("addr", module.Str)))
+	add("A", "Looks up the IPv4 addresses of a name.", plain("host", lookupIP("ip4")), module.Need("host", module.Str), server)
+	add("AAAA", "Looks up the IPv6 addresses of a name.", plain("host", lookupIP("ip6")), module.Need("host", module.Str), server)
+	add("CNAME", "Looks up what a name is another name of.", plain("host", lookupCNAME), module.Need("host", module.Str), server)
+	add("PTR", "Looks up the names of an address.", plain("host", lookupPTR), module.Need("host", module.Str), server)
+	add("TXT", "Looks up the texts of a name.", plain("host", lookupTXT), module.Need("host", module.Str), server)
+	add("NS", "Looks up the name servers of a domain, as addresses unless resolve is false.", h.nameServers, module.Need("domain", module.Str), module.May("resolve", module.Bool, true), server)
+	add("MX", "Looks up the mail servers of a domain.", h.mailServers, module.Need("domain", module.Str), module.May("resolve", module.Bool, false), server)
+	add("SPF", "Looks up which networks may send the mail of a domain.", h.senders, module.Need("domain", module.Str), module.May("record", module.Str, "SPF"), server)
+	all = append(all, module.Reads("dig.check_ip", "Tells whether a text is an IP address, with or without a network.\n\nsalt '*' dig.check_ip 127.0.0.1", checkIP, module.Need("addr", module.Str)))
 	return all
 }
 
 func (h *host) dnsutil() []module.Function {
-	server := may("nameserver", module.Str, nil)
-	plain := func(f lookup) run {
+	server := module.May("nameserver", module.Str, nil)
+	plain := func(f lookup) module.Run {
 		return func(ctx context.Context, c *module.Call) (any, error) {
 			return ask(ctx, c.Str("nameserver"), c.Str("host"), f)
 		}
 	}
-	name := need("host", module.Str)
-	domain := need("domain", module.Str)
-	file := may("hostsfile", module.Str, "/etc/hosts")
+	name := module.Need("host", module.Str)
+	domain := module.Need("domain", module.Str)
+	file := module.May("hostsfile", module.Str, "/etc/hosts")
 	return []module.Function{
-		reads("dnsutil.A", "Looks up the IPv4 addresses of a name.\n\nsalt '*' dnsutil.A www.example.com", plain(lookupIP("ip4")), name, server),
-		reads("dnsutil.AAAA", "Looks up the IPv6 addresses of a name.\n\nsalt '*' dnsutil.AAAA www.example.com", plain(lookupIP("ip6")), name, server),
-		reads("dnsutil.NS", "Looks up the name servers of a domain.\n\nsalt '*' dnsutil.NS example.com", h.nameServers, domain, may("resolve", module.Bool, true), server),
-		reads("dnsutil.MX", "Looks up the mail servers of a domain.\n\nsalt '*' dnsutil.MX example.com", h.mailServers, domain, may("resolve", module.Bool, false), server),
-		reads("dnsutil.SPF", "Looks up which networks may send the mail of a domain.\n\nsalt '*' dnsutil.SPF example.com", h.senders, domain, may("record", module.Str, "SPF"), server),
-		reads("dnsutil.check_ip", "Tells whether a text is an IP address.\n\nsalt '*' dnsutil.check_ip 127.0.0.1", checkIP, need("ip_addr", module.Str)),
-		reads("dnsutil.serial", "Gives a serial number for a zone of today: YYYYMMDDnn.\n\nsalt '*' dnsutil.serial example.com", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("dnsutil.A", "Looks up the IPv4 addresses of a name.\n\nsalt '*' dnsutil.A www.example.com", plain(lookupIP("ip4")), name, server),
+		module.Reads("dnsutil.AAAA", "Looks up the IPv6 addresses of a name.\n\nsalt '*' dnsutil.AAAA www.example.com", plain(lookupIP("ip6")), name, server),
+		module.Reads("dnsutil.NS", "Looks up the name servers of a domain.\n\nsalt '*' dnsutil.NS example.com", h.nameServers, domain, module.May("resolve", module.Bool, true), server),
+		module.Reads("dnsutil.MX", "Looks up the mail servers of a domain.\n\nsalt '*' dnsutil.MX example.com", h.mailServers, domain, module.May("resolve", module.Bool, false), server),
+		module.Reads("dnsutil.SPF", "Looks up which networks may send the mail of a domain.\n\nsalt '*' dnsutil.SPF example.com", h.senders, domain, module.May("record", module.Str, "SPF"), server),
+		module.Reads("dnsutil.check_ip", "Tells whether a text is an IP address.\n\nsalt '*' dnsutil.check_ip 127.0.0.1", checkIP, module.Need("ip_addr", module.Str)),
+		module.Reads("dnsutil.serial", "Gives a serial number for a zone of today: YYYYMMDDnn.\n\nsalt '*' dnsutil.serial example.com", func(_ context.Context, c *module.Call) (any, error) {
 			return h.now().UTC().Format("20060102") + "01", nil
-		}, may("zone", module.Str, ""), may("update", module.Bool, false)),
-		reads("dnsutil.parse_hosts", "Gives /etc/hosts, or a text like it, as names by address.\n\nsalt '*' dnsutil.parse_hosts", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("zone", module.Str, ""), module.May("update", module.Bool, false)),
+		module.Reads("dnsutil.parse_hosts", "Gives /etc/hosts, or a text like it, as names by address.\n\nsalt '*' dnsutil.parse_hosts", func(_ context.Context, c *module.Call) (any, error) {
 			text := c.Str("hosts")
 			if !c.Has("hosts") {
 				var err error
-				if text, err = readFile(h.path(c.Str("hostsfile"))); err != nil {
+				if text, err = module.ReadFile(h.path(c.Str("hostsfile"))); err != nil {
 					return nil, err
 				}
 			}
 			return parseHosts(text), nil
-		}, file, may("hosts", module.Str, nil)),
-		tests("dnsutil.hosts_append", "Adds names of an address to /etc/hosts.\n\nsalt '*' dnsutil.hosts_append /etc/hosts 127.0.0.1 ad1.yuk.co,ad2.yuk.co", h.hostsAppend, file, need("ip_addr", module.Str), need("entries", module.List)),
-		tests("dnsutil.hosts_remove", "Takes names out of /etc/hosts.\n\nsalt '*' dnsutil.hosts_remove /etc/hosts ad1.yuk.co", h.hostsRemove, file, need("entries", module.List)),
+		}, file, module.May("hosts", module.Str, nil)),
+		module.Tests("dnsutil.hosts_append", "Adds names of an address to /etc/hosts.\n\nsalt '*' dnsutil.hosts_append /etc/hosts 127.0.0.1 ad1.yuk.co,ad2.yuk.co", h.hostsAppend, file, module.Need("ip_addr", module.Str), module.Need("entries", module.List)),
+		module.Tests("dnsutil.hosts_remove", "Takes names out of /etc/hosts.\n\nsalt '*' dnsutil.hosts_remove /etc/hosts ad1.yuk.co", h.hostsRemove, file, module.Need("entries", module.List)),
 	}
 }
 
@@ -269,7 +269,7 @@ func parseHosts(text string) map[string]any {
 	out := map[string]any{}
 	for _, l := range module.Lines(text) {
 		l, _, _ = strings.Cut(l, "#")
-		f := strings.Fields(valid(l))
+		f := strings.Fields(module.Valid(l))
 		if len(f) < 2 {
 			continue
 		}
@@ -282,7 +282,7 @@ func parseHosts(text string) map[string]any {
 // editHosts replaces a hosts file by what change makes of it.
 func (h *host) editHosts(c *module.Call, change func(text string) (to, say string)) (any, error) {
 	file := h.path(c.Str("hostsfile"))
-	text, err := readFile(file)
+	text, err := module.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}

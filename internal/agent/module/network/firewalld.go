@@ -28,7 +28,7 @@ type firewall struct {
 }
 
 // firewalldDo connects for one call.
-func (h *host) firewalldDo(f func(w firewall, c *module.Call) (any, error)) run {
+func (h *host) firewalldDo(f func(w firewall, c *module.Call) (any, error)) module.Run {
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		conn, err := h.bus(ctx)
 		if err != nil {
@@ -195,15 +195,15 @@ func splitPort(s string) (port, proto string, err error) {
 }
 
 func (h *host) firewalld() []module.Function {
-	zone := may("zone", module.Str, nil)
-	zoneFirst := need("zone", module.Str)
-	perm := may("permanent", module.Bool, true)
-	restart := may("restart", module.Bool, true)
-	force := may("force_masquerade", module.Bool, false)
+	zone := module.May("zone", module.Str, nil)
+	zoneFirst := module.Need("zone", module.Str)
+	perm := module.May("permanent", module.Bool, true)
+	restart := module.May("restart", module.Bool, true)
+	force := module.May("force_masquerade", module.Bool, false)
 	do := h.firewalldDo
 
 	// names lists texts that one method gives.
-	names := func(running, permanent string) run {
+	names := func(running, permanent string) module.Run {
 		return do(func(w firewall, c *module.Call) (any, error) {
 			out := []string{}
 			var err error
@@ -218,7 +218,7 @@ func (h *host) firewalld() []module.Function {
 	}
 	// list gives one setting of a zone.
 	list := func(name, key, doc string, params ...module.Param) module.Function {
-		return reads("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" zone=public", do(func(w firewall, c *module.Call) (any, error) {
+		return module.Reads("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" zone=public", do(func(w firewall, c *module.Call) (any, error) {
 			m, err := w.settings(c.Str("zone"), c.Bool("permanent"))
 			if err != nil {
 				return nil, err
@@ -228,7 +228,7 @@ func (h *host) firewalld() []module.Function {
 	}
 	// change calls one method on a zone.
 	change := func(name, method, running, doc, example string, timed bool, args func(c *module.Call) ([]any, error), params ...module.Param) module.Function {
-		return tests("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" "+example, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" "+example, func(ctx context.Context, c *module.Call) (any, error) {
 			a, err := args(c)
 			if err != nil {
 				return nil, err
@@ -265,10 +265,10 @@ func (h *host) firewalld() []module.Function {
 		}
 		return []any{c.Str("src"), c.Str("proto"), c.Str("dest"), c.Str("dstaddr")}, nil
 	}
-	forwardParams := []module.Param{zoneFirst, need("src", module.Str), need("dest", module.Str), may("proto", module.Str, "tcp"), may("dstaddr", module.Str, ""), perm, force}
+	forwardParams := []module.Param{zoneFirst, module.Need("src", module.Str), module.Need("dest", module.Str), module.May("proto", module.Str, "tcp"), module.May("dstaddr", module.Str, ""), perm, force}
 	masquerade := func(name string, on bool) module.Function {
 		running := map[bool]string{true: "addMasquerade", false: "removeMasquerade"}[on]
-		return tests("firewalld."+name, map[bool]string{true: "Lets", false: "No longer lets"}[on]+" a zone hide the addresses behind it.\n\nsalt '*' firewalld."+name+" dmz", do(func(w firewall, c *module.Call) (any, error) {
+		return module.Tests("firewalld."+name, map[bool]string{true: "Lets", false: "No longer lets"}[on]+" a zone hide the addresses behind it.\n\nsalt '*' firewalld."+name+" dmz", do(func(w firewall, c *module.Call) (any, error) {
 			if c.Test {
 				return "success", nil
 			}
@@ -277,7 +277,7 @@ func (h *host) firewalld() []module.Function {
 		}), zone, perm)
 	}
 	service := func(name, method, doc, arg string, args func(c *module.Call) ([]any, error)) module.Function {
-		return tests("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" zone "+arg, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" zone "+arg, func(ctx context.Context, c *module.Call) (any, error) {
 			a, err := args(c)
 			if err != nil || c.Test {
 				return "success", err
@@ -289,10 +289,10 @@ func (h *host) firewalld() []module.Function {
 				}
 				return success(w.call(p, fwConfig+".service."+method, a))
 			})(ctx, c)
-		}, need("service", module.Str), need(arg, module.Str))
+		}, module.Need("service", module.Str), module.Need(arg, module.Str))
 	}
 	serviceList := func(name, method, doc string) module.Function {
-		return reads("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" ssh", do(func(w firewall, c *module.Call) (any, error) {
+		return module.Reads("firewalld."+name, doc+"\n\nsalt '*' firewalld."+name+" ssh", do(func(w firewall, c *module.Call) (any, error) {
 			var p godbus.ObjectPath
 			if err := w.call(fwPermObj, fwConfig+".getServiceByName", []any{c.Str("service")}, &p); err != nil {
 				return nil, err
@@ -308,30 +308,30 @@ func (h *host) firewalld() []module.Function {
 				out = append(out, x.Port+"/"+x.Proto)
 			}
 			return out, err
-		}), need("service", module.Str))
+		}), module.Need("service", module.Str))
 	}
 	return []module.Function{
-		reads("firewalld.version", "Tells the version of firewalld.\n\nsalt '*' firewalld.version", do(func(w firewall, _ *module.Call) (any, error) {
+		module.Reads("firewalld.version", "Tells the version of firewalld.\n\nsalt '*' firewalld.version", do(func(w firewall, _ *module.Call) (any, error) {
 			var v string
 			err := w.call(fwPath, "org.freedesktop.DBus.Properties.Get", []any{fwName, "version"}, &v)
 			return v, err
 		})),
-		tests("firewalld.reload_rules", "Lets the permanent configuration be the running one; connections stay.\n\nsalt '*' firewalld.reload_rules", do(func(w firewall, c *module.Call) (any, error) {
+		module.Tests("firewalld.reload_rules", "Lets the permanent configuration be the running one; connections stay.\n\nsalt '*' firewalld.reload_rules", do(func(w firewall, c *module.Call) (any, error) {
 			if c.Test {
 				return "success", nil
 			}
 			return success(w.call(fwPath, fwName+".reload", nil))
 		})),
-		tests("firewalld.make_permanent", "Keeps the running configuration for good.\n\nsalt '*' firewalld.make_permanent", do(func(w firewall, c *module.Call) (any, error) {
+		module.Tests("firewalld.make_permanent", "Keeps the running configuration for good.\n\nsalt '*' firewalld.make_permanent", do(func(w firewall, c *module.Call) (any, error) {
 			if c.Test {
 				return "success", nil
 			}
 			return success(w.call(fwPath, fwName+".runtimeToPermanent", nil))
 		})),
-		reads("firewalld.get_zones", "Lists the names of the zones.\n\nsalt '*' firewalld.get_zones", names("zone.getZones", "getZoneNames"), perm),
-		reads("firewalld.get_services", "Lists the services that firewalld knows.\n\nsalt '*' firewalld.get_services", names("listServices", "getServiceNames"), perm),
-		reads("firewalld.get_icmp_types", "Lists the types of ICMP that firewalld knows.\n\nsalt '*' firewalld.get_icmp_types", names("listIcmpTypes", "getIcmpTypeNames"), perm),
-		reads("firewalld.list_zones", "Tells all of all zones.\n\nsalt '*' firewalld.list_zones", do(func(w firewall, c *module.Call) (any, error) {
+		module.Reads("firewalld.get_zones", "Lists the names of the zones.\n\nsalt '*' firewalld.get_zones", names("zone.getZones", "getZoneNames"), perm),
+		module.Reads("firewalld.get_services", "Lists the services that firewalld knows.\n\nsalt '*' firewalld.get_services", names("listServices", "getServiceNames"), perm),
+		module.Reads("firewalld.get_icmp_types", "Lists the types of ICMP that firewalld knows.\n\nsalt '*' firewalld.get_icmp_types", names("listIcmpTypes", "getIcmpTypeNames"), perm),
+		module.Reads("firewalld.list_zones", "Tells all of all zones.\n\nsalt '*' firewalld.list_zones", do(func(w firewall, c *module.Call) (any, error) {
 			var zones []string
 			if err := w.call(fwPermObj, fwConfig+".getZoneNames", nil, &zones); err != nil {
 				return nil, err
@@ -346,7 +346,7 @@ func (h *host) firewalld() []module.Function {
 			}
 			return out, nil
 		}), perm),
-		reads("firewalld.list_all", "Tells all of a zone.\n\nsalt '*' firewalld.list_all public", do(func(w firewall, c *module.Call) (any, error) {
+		module.Reads("firewalld.list_all", "Tells all of a zone.\n\nsalt '*' firewalld.list_all public", do(func(w firewall, c *module.Call) (any, error) {
 			z, err := w.zone(c.Str("zone"))
 			if err != nil {
 				return nil, err
@@ -357,25 +357,25 @@ func (h *host) firewalld() []module.Function {
 			}
 			return map[string]any{z: describeZone(m)}, nil
 		}), zone, perm),
-		reads("firewalld.default_zone", "Tells the zone of interfaces that have no other.\n\nsalt '*' firewalld.default_zone", do(func(w firewall, _ *module.Call) (any, error) { return w.zone("") })),
-		tests("firewalld.set_default_zone", "Sets the zone of interfaces that have no other.\n\nsalt '*' firewalld.set_default_zone damian", do(func(w firewall, c *module.Call) (any, error) {
+		module.Reads("firewalld.default_zone", "Tells the zone of interfaces that have no other.\n\nsalt '*' firewalld.default_zone", do(func(w firewall, _ *module.Call) (any, error) { return w.zone("") })),
+		module.Tests("firewalld.set_default_zone", "Sets the zone of interfaces that have no other.\n\nsalt '*' firewalld.set_default_zone damian", do(func(w firewall, c *module.Call) (any, error) {
 			if c.Test {
 				return "success", nil
 			}
 			return success(w.call(fwPath, fwName+".setDefaultZone", []any{c.Str("zone")}))
 		}), zoneFirst),
-		tests("firewalld.new_zone", "Makes a zone.\n\nsalt '*' firewalld.new_zone my_zone", do(func(w firewall, c *module.Call) (any, error) {
+		module.Tests("firewalld.new_zone", "Makes a zone.\n\nsalt '*' firewalld.new_zone my_zone", do(func(w firewall, c *module.Call) (any, error) {
 			return w.create(c, fwConfig+".addZone2", c.Str("zone"))
 		}), zoneFirst, restart),
-		tests("firewalld.delete_zone", "Removes a zone.\n\nsalt '*' firewalld.delete_zone my_zone", do(func(w firewall, c *module.Call) (any, error) {
+		module.Tests("firewalld.delete_zone", "Removes a zone.\n\nsalt '*' firewalld.delete_zone my_zone", do(func(w firewall, c *module.Call) (any, error) {
 			return w.remove(c, fwConfig+".getZoneByName", fwConfig+".zone.remove", c.Str("zone"))
 		}), zoneFirst, restart),
-		tests("firewalld.new_service", "Makes a service, which has no ports yet.\n\nsalt '*' firewalld.new_service my_service", do(func(w firewall, c *module.Call) (any, error) {
+		module.Tests("firewalld.new_service", "Makes a service, which has no ports yet.\n\nsalt '*' firewalld.new_service my_service", do(func(w firewall, c *module.Call) (any, error) {
 			return w.create(c, fwConfig+".addService2", c.Str("name"))
-		}), need("name", module.Str), restart),
-		tests("firewalld.delete_service", "Removes a service.\n\nsalt '*' firewalld.delete_service my_service", do(func(w firewall, c *module.Call) (any, error) {
+		}), module.Need("name", module.Str), restart),
+		module.Tests("firewalld.delete_service", "Removes a service.\n\nsalt '*' firewalld.delete_service my_service", do(func(w firewall, c *module.Call) (any, error) {
 			return w.remove(c, fwConfig+".getServiceByName", fwConfig+".service.remove", c.Str("name"))
-		}), need("name", module.Str), restart),
+		}), module.Need("name", module.Str), restart),
 		service("add_service_port", "addPort", "Adds a port to a service.", "port", port),
 		service("remove_service_port", "removePort", "Takes a port from a service.", "port", port),
 		service("add_service_protocol", "addProtocol", "Adds a protocol to a service.", "protocol", text("protocol")),
@@ -383,28 +383,28 @@ func (h *host) firewalld() []module.Function {
 		serviceList("get_service_ports", "getPorts", "Lists the ports of a service."),
 		serviceList("get_service_protocols", "getProtocols", "Lists the protocols of a service."),
 		list("list_services", "services", "Lists the services that a zone lets in.", zone),
-		change("add_service", "addService", "addService", "Lets a zone let a service in.", "ssh zone=public", true, text("service"), need("service", module.Str), zone, perm),
-		change("remove_service", "removeService", "removeService", "Lets a zone no longer let a service in.", "ssh zone=public", false, text("service"), need("service", module.Str), zone, perm),
+		change("add_service", "addService", "addService", "Lets a zone let a service in.", "ssh zone=public", true, text("service"), module.Need("service", module.Str), zone, perm),
+		change("remove_service", "removeService", "removeService", "Lets a zone no longer let a service in.", "ssh zone=public", false, text("service"), module.Need("service", module.Str), zone, perm),
 		list("list_ports", "ports", "Lists the ports that a zone lets in.", zoneFirst),
-		change("add_port", "addPort", "addPort", "Lets a zone let a port in.", "internal 443/tcp", true, port, zoneFirst, need("port", module.Str), perm, force),
-		change("remove_port", "removePort", "removePort", "Lets a zone no longer let a port in.", "internal 443/tcp", false, port, zoneFirst, need("port", module.Str), perm),
+		change("add_port", "addPort", "addPort", "Lets a zone let a port in.", "internal 443/tcp", true, port, zoneFirst, module.Need("port", module.Str), perm, force),
+		change("remove_port", "removePort", "removePort", "Lets a zone no longer let a port in.", "internal 443/tcp", false, port, zoneFirst, module.Need("port", module.Str), perm),
 		list("list_port_fwd", "forward_ports", "Lists the ports that a zone sends on.", zoneFirst),
 		change("add_port_fwd", "addForwardPort", "addForwardPort", "Lets a zone send a port on.", "public 80 443 tcp", true, forward, forwardParams...),
 		change("remove_port_fwd", "removeForwardPort", "removeForwardPort", "Lets a zone no longer send a port on.", "public 80 443 tcp", false, forward, forwardParams[:6]...),
 		list("list_icmp_block", "icmp_blocks", "Lists the types of ICMP that a zone keeps out.", zoneFirst),
-		change("block_icmp", "addIcmpBlock", "addIcmpBlock", "Lets a zone keep a type of ICMP out.", "public echo-reply", true, text("icmp"), zoneFirst, need("icmp", module.Str), perm),
-		change("allow_icmp", "removeIcmpBlock", "removeIcmpBlock", "Lets a zone let a type of ICMP in.", "public echo-reply", false, text("icmp"), zoneFirst, need("icmp", module.Str), perm),
+		change("block_icmp", "addIcmpBlock", "addIcmpBlock", "Lets a zone keep a type of ICMP out.", "public echo-reply", true, text("icmp"), zoneFirst, module.Need("icmp", module.Str), perm),
+		change("allow_icmp", "removeIcmpBlock", "removeIcmpBlock", "Lets a zone let a type of ICMP in.", "public echo-reply", false, text("icmp"), zoneFirst, module.Need("icmp", module.Str), perm),
 		list("get_interfaces", "interfaces", "Lists the interfaces of a zone.", zoneFirst),
-		change("add_interface", "addInterface", "addInterface", "Puts an interface into a zone.", "public eth0", false, text("interface"), zoneFirst, need("interface", module.Str), perm),
-		change("remove_interface", "removeInterface", "removeInterface", "Takes an interface out of a zone.", "public eth0", false, text("interface"), zoneFirst, need("interface", module.Str), perm),
+		change("add_interface", "addInterface", "addInterface", "Puts an interface into a zone.", "public eth0", false, text("interface"), zoneFirst, module.Need("interface", module.Str), perm),
+		change("remove_interface", "removeInterface", "removeInterface", "Takes an interface out of a zone.", "public eth0", false, text("interface"), zoneFirst, module.Need("interface", module.Str), perm),
 		list("get_sources", "sources", "Lists the networks of a zone.", zoneFirst),
-		change("add_source", "addSource", "addSource", "Puts a network into a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, need("source", module.Str), perm),
-		change("remove_source", "removeSource", "removeSource", "Takes a network out of a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, need("source", module.Str), perm),
+		change("add_source", "addSource", "addSource", "Puts a network into a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, module.Need("source", module.Str), perm),
+		change("remove_source", "removeSource", "removeSource", "Takes a network out of a zone.", "internal 192.168.1.0/24", false, text("source"), zoneFirst, module.Need("source", module.Str), perm),
 		list("get_rich_rules", "rules_str", "Lists the rich rules of a zone.", zoneFirst),
 		list("list_rich_rules", "rules_str", "Lists the rich rules of a zone.", zoneFirst),
-		change("add_rich_rule", "addRichRule", "addRichRule", "Adds a rich rule to a zone.", "public 'rule protocol value=vrrp accept'", true, text("rule"), zoneFirst, need("rule", module.Str), perm),
-		change("remove_rich_rule", "removeRichRule", "removeRichRule", "Takes a rich rule out of a zone.", "public 'rule protocol value=vrrp accept'", false, text("rule"), zoneFirst, need("rule", module.Str), perm),
-		reads("firewalld.get_masquerade", "Tells whether a zone hides the addresses behind it.\n\nsalt '*' firewalld.get_masquerade public", do(func(w firewall, c *module.Call) (any, error) {
+		change("add_rich_rule", "addRichRule", "addRichRule", "Adds a rich rule to a zone.", "public 'rule protocol value=vrrp accept'", true, text("rule"), zoneFirst, module.Need("rule", module.Str), perm),
+		change("remove_rich_rule", "removeRichRule", "removeRichRule", "Takes a rich rule out of a zone.", "public 'rule protocol value=vrrp accept'", false, text("rule"), zoneFirst, module.Need("rule", module.Str), perm),
+		module.Reads("firewalld.get_masquerade", "Tells whether a zone hides the addresses behind it.\n\nsalt '*' firewalld.get_masquerade public", do(func(w firewall, c *module.Call) (any, error) {
 			m, err := w.settings(c.Str("zone"), c.Bool("permanent"))
 			on, _ := m["masquerade"].Value().(bool)
 			return on, err

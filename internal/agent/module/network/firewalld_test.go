@@ -1,56 +1,16 @@
 package network
 
 import (
-	"bufio"
 	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	godbus "github.com/godbus/dbus/v5"
 
+	"drover/internal/agent/module/bustest"
 	"drover/internal/fault"
 )
-
-const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>session</type><listen>unix:path=SOCKET</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`
-
-// privateBus runs a bus of the test's own.
-func privateBus(t *testing.T) func(ctx context.Context) (*godbus.Conn, error) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "bus") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	conf := filepath.Join(dir, "conf")
-	if err := os.WriteFile(conf, []byte(strings.ReplaceAll(busConfig, "SOCKET", dir+"/s")), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("dbus-daemon", "--config-file="+conf, "--nofork", "--print-address")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("dbus-daemon: %v; install it to run this test", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	address, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func(ctx context.Context) (*godbus.Conn, error) {
-		return godbus.Connect(strings.TrimSpace(address), godbus.WithContext(ctx))
-	}
-}
 
 // zoneObject stands for firewalld, which needs a kernel's firewall: it notes what it is asked.
 type zoneObject struct {
@@ -110,7 +70,10 @@ func (r runningObject) RemoveService(zone, s string) (string, *godbus.Error) {
 
 func TestFirewalld(t *testing.T) {
 	h := machine()
-	h.bus = privateBus(t)
+	address := bustest.Start(t)
+	h.bus = func(ctx context.Context) (*godbus.Conn, error) {
+		return godbus.Connect(address, godbus.WithContext(ctx))
+	}
 	if _, err := call(t, h, "firewalld.default_zone"); fault.Code(err) != "firewalld_missing" {
 		t.Errorf("without firewalld: %v", err)
 	}

@@ -129,7 +129,7 @@ func (g *git) say(args ...string) (string, error) {
 	out := strings.TrimRight(command.Text(r.Out), "\n")
 	if r.Code != 0 && !g.c.Bool("ignore_retcode") {
 		said := strings.TrimSpace(command.Text(r.Err) + out)
-		return "", fault.Conflict("git_failed", "git %s ended with code %d: %s", args[0], r.Code, redact(valid(said[:min(len(said), 4096)])))
+		return "", fault.Conflict("git_failed", "git %s ended with code %d: %s", args[0], r.Code, redact(module.Valid(said[:min(len(said), 4096)])))
 	}
 	return out, nil
 }
@@ -142,7 +142,7 @@ func (g *git) both(args ...string) (string, error) {
 	}
 	out := strings.TrimSpace(command.Text(r.Out) + command.Text(r.Err))
 	if r.Code != 0 && !g.c.Bool("ignore_retcode") {
-		return "", fault.Conflict("git_failed", "git %s ended with code %d: %s", args[0], r.Code, redact(valid(out[:min(len(out), 4096)])))
+		return "", fault.Conflict("git_failed", "git %s ended with code %d: %s", args[0], r.Code, redact(module.Valid(out[:min(len(out), 4096)])))
 	}
 	return redact(out), nil
 }
@@ -173,14 +173,14 @@ func withAuth(address, user, pass string) (string, error) {
 
 // git are the functions of git.
 func (h *host) git() []module.Function {
-	cwd := need("cwd", module.Str)
-	opts := []module.Param{may("opts", module.Str, ""), may("git_opts", module.Str, "")}
-	who := []module.Param{may("user", module.Str, nil), may("password", module.Str, nil)}
-	identity := may("identity", module.Any, nil)
-	tail := []module.Param{may("ignore_retcode", module.Bool, false), may("output_encoding", module.Str, nil)}
-	env := may("saltenv", module.Str, "base")
-	https := []module.Param{may("https_user", module.Str, nil), may("https_pass", module.Str, nil)}
-	do := func(f func(g *git, c *module.Call) (any, error)) run {
+	cwd := module.Need("cwd", module.Str)
+	opts := []module.Param{module.May("opts", module.Str, ""), module.May("git_opts", module.Str, "")}
+	who := []module.Param{module.May("user", module.Str, nil), module.May("password", module.Str, nil)}
+	identity := module.May("identity", module.Any, nil)
+	tail := []module.Param{module.May("ignore_retcode", module.Bool, false), module.May("output_encoding", module.Str, nil)}
+	env := module.May("saltenv", module.Str, "base")
+	https := []module.Param{module.May("https_user", module.Str, nil), module.May("https_pass", module.Str, nil)}
+	do := func(f func(g *git, c *module.Call) (any, error)) module.Run {
 		return func(ctx context.Context, c *module.Call) (any, error) {
 			g, err := h.newGit(ctx, c)
 			if err != nil {
@@ -190,7 +190,7 @@ func (h *host) git() []module.Function {
 		}
 	}
 	fn := func(name, doc, example string, read bool, f func(g *git, c *module.Call) (any, error), params ...[]module.Param) module.Function {
-		m := changes("git."+name, doc+"\n\nsalt '*' git."+name+" "+example, do(f), slices.Concat(params...)...)
+		m := module.Changes("git."+name, doc+"\n\nsalt '*' git."+name+" "+example, do(f), slices.Concat(params...)...)
 		// With options of the caller's own it may do what it likes: git log --output=FILE writes one.
 		m.Reads = read && !slices.ContainsFunc(m.Params, func(p module.Param) bool { return p.Name == "opts" || p.Name == "git_opts" })
 		return m
@@ -203,7 +203,7 @@ func (h *host) git() []module.Function {
 		return s, nil
 	}
 	return []module.Function{
-		reads("git.version", "Tells the version of git.\n\nsalt '*' git.version", do(func(g *git, c *module.Call) (any, error) {
+		module.Reads("git.version", "Tells the version of git.\n\nsalt '*' git.version", do(func(g *git, c *module.Call) (any, error) {
 			s, err := g.say("version")
 			f := strings.Fields(s)
 			if err != nil || len(f) < 3 {
@@ -217,7 +217,7 @@ func (h *host) git() []module.Function {
 				out = append(out, hexNumber(n, 10))
 			}
 			return out, nil
-		}), may("versioninfo", module.Bool, false)),
+		}), module.May("versioninfo", module.Bool, false)),
 		fn("revision", "Tells the commit that a name stands for.", "/path/to/repo rev=HEAD short=True", true, func(g *git, c *module.Call) (any, error) {
 			if err := ref("revision", c.Str("rev")); err != nil {
 				return nil, err
@@ -227,7 +227,7 @@ func (h *host) git() []module.Function {
 				args = append(args, "--short")
 			}
 			return str(g.say(append(args, c.Str("rev"))...))
-		}, p(cwd, may("rev", module.Str, "HEAD"), may("short", module.Bool, false)), who, tail),
+		}, p(cwd, module.May("rev", module.Str, "HEAD"), module.May("short", module.Bool, false)), who, tail),
 		fn("current_branch", "Tells the branch that is checked out; nothing when none is.", "/path/to/repo", true, func(g *git, _ *module.Call) (any, error) {
 			s, err := g.say("rev-parse", "--abbrev-ref", "HEAD")
 			if s == "HEAD" {
@@ -245,7 +245,7 @@ func (h *host) git() []module.Function {
 			}
 			_, err := g.say(args...)
 			return err == nil, err
-		}, p(cwd, may("name", module.Str, nil)), opts, who, tail),
+		}, p(cwd, module.May("name", module.Str, nil)), opts, who, tail),
 		fn("status", "Tells which files are new, modified, deleted or untracked.", "/path/to/repo", true, func(g *git, _ *module.Call) (any, error) {
 			s, err := g.say("status", "-z", "--porcelain")
 			if err != nil {
@@ -276,7 +276,7 @@ func (h *host) git() []module.Function {
 			h.c = outside(c) // the directory may not be there yet
 			_, err = h.say(append(args, target)...)
 			return err == nil, err
-		}, p(cwd, need("url", module.Str), may("name", module.Str, nil)), opts, who, p(identity), https, tail, p(env)),
+		}, p(cwd, module.Need("url", module.Str), module.May("name", module.Str, nil)), opts, who, p(identity), https, tail, p(env)),
 		fn("fetch", "Fetches from a remote, and tells which references changed.", "/path/to/repo upstream", false, func(g *git, c *module.Call) (any, error) {
 			before, err := g.refs()
 			if err != nil {
@@ -303,7 +303,7 @@ func (h *host) git() []module.Function {
 			}
 			after, err := g.refs()
 			return changedRefs(before, after), err
-		}, p(cwd, may("remote", module.Str, nil), may("force", module.Bool, false), may("refspecs", module.List, nil)), opts, who, p(identity), tail, p(env)),
+		}, p(cwd, module.May("remote", module.Str, nil), module.May("force", module.Bool, false), module.May("refspecs", module.List, nil)), opts, who, p(identity), tail, p(env)),
 		fn("pull", "Fetches and merges.", "/path/to/repo opts='--rebase origin master'", false, func(g *git, _ *module.Call) (any, error) {
 			return str(g.both(append([]string{"pull"}, g.opts...)...))
 		}, p(cwd), opts, who, p(identity), tail, p(env)),
@@ -318,7 +318,7 @@ func (h *host) git() []module.Function {
 				}
 			}
 			return str(g.both(args...))
-		}, p(cwd, may("remote", module.Str, nil), may("ref", module.Str, nil)), opts, who, p(identity), tail, p(env)),
+		}, p(cwd, module.May("remote", module.Str, nil), module.May("ref", module.Str, nil)), opts, who, p(identity), tail, p(env)),
 		fn("checkout", "Checks a revision out.", "/path/to/repo somebranch", false, func(g *git, c *module.Call) (any, error) {
 			args := append([]string{"checkout"}, g.opts...)
 			if c.Bool("force") {
@@ -331,7 +331,7 @@ func (h *host) git() []module.Function {
 				args = append(args, c.Str("rev"))
 			}
 			return str(g.both(args...))
-		}, p(cwd, may("rev", module.Str, nil), may("force", module.Bool, false)), opts, who, tail),
+		}, p(cwd, module.May("rev", module.Str, nil), module.May("force", module.Bool, false)), opts, who, tail),
 		fn("init", "Makes a repository.", "/path/to/repo bare=True", false, func(g *git, c *module.Call) (any, error) {
 			args := append([]string{"init"}, g.opts...)
 			if c.Bool("bare") {
@@ -344,20 +344,20 @@ func (h *host) git() []module.Function {
 				args = append(args, "--separate-git-dir="+c.Str("separate_git_dir"))
 			}
 			if c.Has("shared") {
-				args = append(args, "--shared="+plain(c.Any("shared")))
+				args = append(args, "--shared="+module.Plain(c.Any("shared")))
 			}
 			h := *g
 			h.c = outside(c)
 			return str(h.say(append(args, "--", c.Str("cwd"))...))
-		}, p(cwd, may("bare", module.Bool, false), may("template", module.Str, nil), may("separate_git_dir", module.Str, nil), may("shared", module.Any, nil)), opts, who, tail),
+		}, p(cwd, module.May("bare", module.Bool, false), module.May("template", module.Str, nil), module.May("separate_git_dir", module.Str, nil), module.May("shared", module.Any, nil)), opts, who, tail),
 		fn("add", "Puts a file into the index.", "/path/to/repo foo/bar.py", false, func(g *git, c *module.Call) (any, error) {
 			args := append(append([]string{"add", "--verbose"}, g.opts...), "--")
 			return str(g.say(append(args, c.Strs("filename")...)...))
-		}, p(cwd, need("filename", module.List)), opts, who, tail),
+		}, p(cwd, module.Need("filename", module.List)), opts, who, tail),
 		fn("commit", "Commits what is in the index.", "/path/to/repo 'The commit message'", false, func(g *git, c *module.Call) (any, error) {
 			args := append(append([]string{"commit", "-m", c.Str("message")}, g.opts...), "--")
 			return str(g.say(append(args, c.Strs("filename")...)...))
-		}, p(cwd, need("message", module.Str)), opts, who, p(may("filename", module.List, nil)), tail),
+		}, p(cwd, module.Need("message", module.Str)), opts, who, p(module.May("filename", module.List, nil)), tail),
 		fn("reset", "Resets the branch, by options.", "/path/to/repo opts='--hard origin/main'", false, func(g *git, _ *module.Call) (any, error) {
 			return str(g.say(append([]string{"reset"}, g.opts...)...))
 		}, p(cwd), opts, who, tail),
@@ -370,7 +370,7 @@ func (h *host) git() []module.Function {
 				args = append(args, c.Str("rev"))
 			}
 			return str(g.both(args...))
-		}, p(cwd, may("rev", module.Str, nil)), opts, who, tail),
+		}, p(cwd, module.May("rev", module.Str, nil)), opts, who, tail),
 		fn("tag", "Makes a tag.", "/path/to/repo v1.2", false, func(g *git, c *module.Call) (any, error) {
 			if err := ref("tag", c.Str("name")); err != nil {
 				return nil, err
@@ -383,7 +383,7 @@ func (h *host) git() []module.Function {
 				args = append(args, "-m", c.Str("message"))
 			}
 			return str(g.say(append(args, c.Str("name"), c.Str("ref"))...))
-		}, p(cwd, need("name", module.Str), may("ref", module.Str, "HEAD"), may("message", module.Str, nil)), opts, who, tail),
+		}, p(cwd, module.Need("name", module.Str), module.May("ref", module.Str, "HEAD"), module.May("message", module.Str, nil)), opts, who, tail),
 		fn("rev_parse", "Runs git rev-parse.", "/path/to/repo HEAD", true, func(g *git, c *module.Call) (any, error) {
 			args := append([]string{"rev-parse"}, g.opts...)
 			if c.Has("rev") {
@@ -393,7 +393,7 @@ func (h *host) git() []module.Function {
 				args = append(args, c.Str("rev"))
 			}
 			return str(g.say(args...))
-		}, p(cwd, may("rev", module.Str, nil)), opts, who, tail),
+		}, p(cwd, module.May("rev", module.Str, nil)), opts, who, tail),
 		fn("describe", "Tells the newest tag before a revision, and how far it is.", "/path/to/repo v1.2", true, func(g *git, c *module.Call) (any, error) {
 			if err := ref("revision", c.Str("rev")); err != nil {
 				return nil, err
@@ -403,7 +403,7 @@ func (h *host) git() []module.Function {
 				return str(g.say("describe", "--always", c.Str("rev")))
 			}
 			return str(strings.TrimSpace(command.Text(r.Out)), err)
-		}, p(cwd, may("rev", module.Str, "HEAD")), who, tail),
+		}, p(cwd, module.May("rev", module.Str, "HEAD")), who, tail),
 		fn("merge_base", "Tells the best common ancestor of revisions.", "/path/to/repo HEAD,upstream/main", true, func(g *git, c *module.Call) (any, error) {
 			args := append([]string{"merge-base"}, g.opts...)
 			for _, o := range []string{"octopus", "is_ancestor", "independent"} {
@@ -425,10 +425,10 @@ func (h *host) git() []module.Function {
 				return r.Code == 0, nil
 			}
 			if r.Code != 0 {
-				return nil, fault.Conflict("git_failed", "git merge-base ended with code %d: %s", r.Code, valid(strings.TrimSpace(command.Text(r.Err))))
+				return nil, fault.Conflict("git_failed", "git merge-base ended with code %d: %s", r.Code, module.Valid(strings.TrimSpace(command.Text(r.Err))))
 			}
 			return module.Lines(command.Text(r.Out)), nil
-		}, p(cwd, may("refs", module.List, nil), may("octopus", module.Bool, false), may("is_ancestor", module.Bool, false), may("independent", module.Bool, false)), opts, who, tail),
+		}, p(cwd, module.May("refs", module.List, nil), module.May("octopus", module.Bool, false), module.May("is_ancestor", module.Bool, false), module.May("independent", module.Bool, false)), opts, who, tail),
 		fn("is_worktree", "Tells whether a directory is a worktree of another repository.", "/path/to/repo", true, func(g *git, _ *module.Call) (any, error) {
 			dir, err := g.say("rev-parse", "--git-dir")
 			if err != nil {
@@ -444,7 +444,7 @@ func (h *host) git() []module.Function {
 			}
 			s, err := g.say("for-each-ref", "--format", "%(refname:short)", space)
 			return lines(s), err
-		}, p(cwd, may("remote", module.Bool, false)), who, tail),
+		}, p(cwd, module.May("remote", module.Bool, false)), who, tail),
 		fn("list_tags", "Lists the tags.", "/path/to/repo", true, func(g *git, _ *module.Call) (any, error) {
 			s, err := g.say("for-each-ref", "--format", "%(refname:short)", "refs/tags/")
 			return lines(s), err
@@ -461,7 +461,7 @@ func (h *host) git() []module.Function {
 		}, p(cwd), opts, who, tail),
 		fn("remotes", "Lists the remotes and where they are.", "/path/to/repo", true, func(g *git, c *module.Call) (any, error) {
 			return g.remotes(c.Bool("redact_auth"))
-		}, p(cwd), who, p(may("redact_auth", module.Bool, true)), tail),
+		}, p(cwd), who, p(module.May("redact_auth", module.Bool, true)), tail),
 		fn("remote_get", "Tells where a remote is.", "/path/to/repo upstream", true, func(g *git, c *module.Call) (any, error) {
 			all, err := g.remotes(c.Bool("redact_auth"))
 			if err != nil {
@@ -471,7 +471,7 @@ func (h *host) git() []module.Function {
 				return r, nil
 			}
 			return nil, fault.NotFound("remote_missing", "there is no remote %q in %s", c.Str("remote"), c.Str("cwd"))
-		}, p(cwd, may("remote", module.Str, "origin")), who, p(may("redact_auth", module.Bool, true)), tail),
+		}, p(cwd, module.May("remote", module.Str, "origin")), who, p(module.May("redact_auth", module.Bool, true)), tail),
 		fn("remote_set", "Sets where a remote is.", "/path/to/repo git@github.com:saltstack/salt.git remote=upstream", false, func(g *git, c *module.Call) (any, error) {
 			name := c.Str("remote")
 			if err := ref("remote", name); err != nil {
@@ -503,8 +503,8 @@ func (h *host) git() []module.Function {
 			}
 			all, err = g.remotes(true)
 			return all[name], err
-		}, p(cwd, need("url", module.Str), may("remote", module.Str, "origin")), who, https,
-			p(may("push_url", module.Str, nil), may("push_https_user", module.Str, nil), may("push_https_pass", module.Str, nil)), tail),
+		}, p(cwd, module.Need("url", module.Str), module.May("remote", module.Str, "origin")), who, https,
+			p(module.May("push_url", module.Str, nil), module.May("push_https_user", module.Str, nil), module.May("push_https_pass", module.Str, nil)), tail),
 		fn("ls_remote", "Lists the references of a remote.", "/path/to/repo origin main", true, func(g *git, c *module.Call) (any, error) {
 			address, err := withAuth(c.Str("remote"), c.Str("https_user"), c.Str("https_pass"))
 			if err != nil {
@@ -516,7 +516,7 @@ func (h *host) git() []module.Function {
 			}
 			s, err := g.say(args...)
 			return refMap(s, "\t"), err
-		}, p(may("cwd", module.Str, nil), may("remote", module.Str, "origin"), may("ref", module.Str, nil)), opts, who, p(identity), https, tail, p(env)),
+		}, p(module.May("cwd", module.Str, nil), module.May("remote", module.Str, "origin"), module.May("ref", module.Str, nil)), opts, who, p(identity), https, tail, p(env)),
 		fn("config_get", "Tells a setting of git, or nothing.", "user.name cwd=/path/to/repo", true, func(g *git, c *module.Call) (any, error) {
 			args, err := configArgs(c)
 			if err != nil {
@@ -541,7 +541,7 @@ func (h *host) git() []module.Function {
 				return lines(out), nil
 			}
 			return out, nil
-		}, p(need("key", module.Str), may("cwd", module.Str, nil)), who, tail, p(may("global", module.Bool, false), may("all", module.Bool, false), may("default", module.Str, nil))),
+		}, p(module.Need("key", module.Str), module.May("cwd", module.Str, nil)), who, tail, p(module.May("global", module.Bool, false), module.May("all", module.Bool, false), module.May("default", module.Str, nil))),
 		fn("config_set", "Sets a setting of git.", "user.email me@example.com cwd=/path/to/repo", false, func(g *git, c *module.Call) (any, error) {
 			args, err := configArgs(c)
 			if err != nil {
@@ -552,7 +552,7 @@ func (h *host) git() []module.Function {
 			}
 			values := c.Strs("multivar")
 			if c.Has("value") {
-				values = []string{plain(c.Any("value"))}
+				values = []string{module.Plain(c.Any("value"))}
 			}
 			for i, v := range values {
 				verb := "--replace-all"
@@ -565,7 +565,7 @@ func (h *host) git() []module.Function {
 			}
 			s, err := g.say(append(args, "--get-all", "--", c.Str("key"))...)
 			return lines(s), err
-		}, p(need("key", module.Str), may("value", module.Any, nil), may("multivar", module.List, nil), may("cwd", module.Str, nil)), who, tail, p(may("global", module.Bool, false), may("add", module.Bool, false))),
+		}, p(module.Need("key", module.Str), module.May("value", module.Any, nil), module.May("multivar", module.List, nil), module.May("cwd", module.Str, nil)), who, tail, p(module.May("global", module.Bool, false), module.May("add", module.Bool, false))),
 		fn("config_unset", "Takes a setting of git away.", "user.email cwd=/path/to/repo", false, func(g *git, c *module.Call) (any, error) {
 			args, err := configArgs(c)
 			if err != nil {
@@ -581,7 +581,7 @@ func (h *host) git() []module.Function {
 			}
 			_, err = g.say(args...)
 			return err == nil, err
-		}, p(need("key", module.Str), may("value_regex", module.Str, nil), may("cwd", module.Str, nil)), who, tail, p(may("global", module.Bool, false), may("all", module.Bool, false))),
+		}, p(module.Need("key", module.Str), module.May("value_regex", module.Str, nil), module.May("cwd", module.Str, nil)), who, tail, p(module.May("global", module.Bool, false), module.May("all", module.Bool, false))),
 	}
 }
 
@@ -597,7 +597,7 @@ func outside(c *module.Call) *module.Call {
 	named := map[string]any{}
 	var params []module.Param
 	for _, n := range []string{"user", "identity", "ignore_retcode"} {
-		params = append(params, may(n, module.Any, nil))
+		params = append(params, module.May(n, module.Any, nil))
 		if c.Has(n) {
 			named[n] = c.Any(n)
 		}
@@ -627,7 +627,7 @@ func parseStatus(s string) map[string]any {
 	out := map[string]any{}
 	add := func(key, name string) {
 		l, _ := out[key].([]string)
-		out[key] = append(l, valid(name))
+		out[key] = append(l, module.Valid(name))
 	}
 	fields := strings.Split(s, "\x00")
 	for i := 0; i < len(fields); i++ {

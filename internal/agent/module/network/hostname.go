@@ -18,10 +18,10 @@ import (
 
 func (h *host) hostname() []module.Function {
 	return []module.Function{
-		reads("network.get_hostname", "Tells the name of the host.\n\nsalt '*' network.get_hostname", func(context.Context, *module.Call) (any, error) { return os.Hostname() }),
-		reads("network.get_fqdn", "Tells the full name of the host as the resolver knows it.\n\nsalt '*' network.get_fqdn", func(ctx context.Context, _ *module.Call) (any, error) { return fqdn(ctx) }),
-		tests("network.mod_hostname", "Changes the name of the host, in /etc/hosts too where the old one stands.\n\nsalt '*' network.mod_hostname server.example.com", h.modHostname, need("hostname", module.Str)),
-		tests("network.set_hostname", "Changes the name of the host.\n\nsalt '*' network.set_hostname server.example.com", h.modHostname, need("hostname", module.Str)),
+		module.Reads("network.get_hostname", "Tells the name of the host.\n\nsalt '*' network.get_hostname", func(context.Context, *module.Call) (any, error) { return os.Hostname() }),
+		module.Reads("network.get_fqdn", "Tells the full name of the host as the resolver knows it.\n\nsalt '*' network.get_fqdn", func(ctx context.Context, _ *module.Call) (any, error) { return fqdn(ctx) }),
+		module.Tests("network.mod_hostname", "Changes the name of the host, in /etc/hosts too where the old one stands.\n\nsalt '*' network.mod_hostname server.example.com", h.modHostname, module.Need("hostname", module.Str)),
+		module.Tests("network.set_hostname", "Changes the name of the host.\n\nsalt '*' network.set_hostname server.example.com", h.modHostname, module.Need("hostname", module.Str)),
 	}
 }
 
@@ -74,7 +74,7 @@ func (h *host) modHostname(ctx context.Context, c *module.Call) (any, error) {
 			return nil, err
 		}
 	}
-	hosts, err := readIfThere(h.path("/etc/hosts"))
+	hosts, err := module.ReadIfThere(h.path("/etc/hosts"))
 	if err != nil {
 		return nil, err
 	}

@@ -22,12 +22,12 @@ import (
 const maxBody = 16 << 20
 
 func (h *host) http() []module.Function {
-	query := changes("http.query", "Sends a request and tells what came back.\n\nsalt '*' http.query http://somelink.com/ method=POST data='{\"a\": 1}'", h.query,
-		need("url", module.Str), may("method", module.Str, "GET"), may("params", module.Any, nil), may("data", module.Any, nil), may("data_file", module.Str, nil),
-		may("header_dict", module.Map, nil), may("header_list", module.List, nil), may("header_file", module.Str, nil), may("username", module.Str, nil), may("password", module.Str, nil),
-		may("decode", module.Bool, false), may("decode_type", module.Str, "auto"), may("text", module.Bool, false), may("status", module.Bool, false), may("headers", module.Bool, false),
-		may("timeout", module.Num, 60.0), may("verify_ssl", module.Bool, true), may("ca_bundle", module.Str, nil), may("cert", module.Any, nil), may("raise_error", module.Bool, true),
-		may("agent", module.Str, nil), may("follow_redirects", module.Bool, true), may("backend", module.Str, nil), may("test", module.Bool, false), may("test_url", module.Str, nil))
+	query := module.Changes("http.query", "Sends a request and tells what came back.\n\nsalt '*' http.query http://somelink.com/ method=POST data='{\"a\": 1}'", h.query,
+		module.Need("url", module.Str), module.May("method", module.Str, "GET"), module.May("params", module.Any, nil), module.May("data", module.Any, nil), module.May("data_file", module.Str, nil),
+		module.May("header_dict", module.Map, nil), module.May("header_list", module.List, nil), module.May("header_file", module.Str, nil), module.May("username", module.Str, nil), module.May("password", module.Str, nil),
+		module.May("decode", module.Bool, false), module.May("decode_type", module.Str, "auto"), module.May("text", module.Bool, false), module.May("status", module.Bool, false), module.May("headers", module.Bool, false),
+		module.May("timeout", module.Num, 60.0), module.May("verify_ssl", module.Bool, true), module.May("ca_bundle", module.Str, nil), module.May("cert", module.Any, nil), module.May("raise_error", module.Bool, true),
+		module.May("agent", module.Str, nil), module.May("follow_redirects", module.Bool, true), module.May("backend", module.Str, nil), module.May("test", module.Bool, false), module.May("test_url", module.Str, nil))
 	return []module.Function{query}
 }
 
@@ -68,7 +68,7 @@ func (h *host) query(ctx context.Context, c *module.Call) (any, error) {
 	}
 	lines := c.Strs("header_list")
 	if c.Has("header_file") {
-		s, err := readFile(h.path(c.Str("header_file")))
+		s, err := module.ReadFile(h.path(c.Str("header_file")))
 		if err != nil {
 			return nil, err
 		}
@@ -111,23 +111,15 @@ func encodeForm(m map[string]any) string {
 			}
 			continue
 		}
-		v.Set(k, plain(x))
+		v.Set(k, module.Plain(x))
 	}
 	return v.Encode()
-}
-
-// plain is a value as a form has it: whole numbers without a point.
-func plain(v any) string {
-	if f, ok := v.(float64); ok && f == float64(int64(f)) {
-		v = int64(f)
-	}
-	return module.Text(v)
 }
 
 // requestBody is what is sent; a mapping is sent as a form.
 func (h *host) requestBody(c *module.Call) (form bool, body string, err error) {
 	if c.Has("data_file") {
-		body, err = readFile(h.path(c.Str("data_file")))
+		body, err = module.ReadFile(h.path(c.Str("data_file")))
 		return false, body, err
 	}
 	switch d := c.Any("data").(type) {
@@ -147,7 +139,7 @@ func (h *host) requestBody(c *module.Call) (form bool, body string, err error) {
 func (h *host) client(c *module.Call) (*http.Client, error) {
 	conf := &tls.Config{InsecureSkipVerify: !c.Bool("verify_ssl")} //nolint:gosec // on request
 	if c.Has("ca_bundle") {
-		s, err := readFile(h.path(c.Str("ca_bundle")))
+		s, err := module.ReadFile(h.path(c.Str("ca_bundle")))
 		if err != nil {
 			return nil, err
 		}
@@ -186,7 +178,7 @@ func response(c *module.Call, resp *http.Response) (any, error) {
 	if len(b) > maxBody {
 		return nil, fault.TooLarge("body_too_large", "%s answers with more than %d bytes", resp.Request.URL.Redacted(), maxBody).Fix("fetch it as a file: cp.get_url")
 	}
-	text := valid(string(b))
+	text := module.Valid(string(b))
 	failed := resp.StatusCode >= 400
 	if c.Bool("status") || failed {
 		out["status"] = int64(resp.StatusCode)
@@ -197,7 +189,7 @@ func response(c *module.Call, resp *http.Response) (any, error) {
 	if c.Bool("headers") {
 		head := map[string]any{}
 		for k, v := range resp.Header {
-			head[k] = valid(strings.Join(v, ", "))
+			head[k] = module.Valid(strings.Join(v, ", "))
 		}
 		out["headers"] = head
 	}

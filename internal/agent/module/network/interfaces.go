@@ -23,24 +23,24 @@ type address struct {
 }
 
 func (h *host) interfaces() []module.Function {
-	iface := need("iface", module.Str)
-	filters := []module.Param{may("interface", module.Str, nil), may("include_loopback", module.Bool, false), may("cidr", module.Str, nil)}
-	type4 := may("type", module.Str, nil)
-	addrs := func(six bool) run {
+	iface := module.Need("iface", module.Str)
+	filters := []module.Param{module.May("interface", module.Str, nil), module.May("include_loopback", module.Bool, false), module.May("cidr", module.Str, nil)}
+	type4 := module.May("type", module.Str, nil)
+	addrs := func(six bool) module.Run {
 		return func(_ context.Context, c *module.Call) (any, error) {
 			return addressList(six, c.Str("interface"), c.Bool("include_loopback"), c.Str("cidr"), c.Str("type"))
 		}
 	}
-	a4 := reads("network.ip_addrs", "Lists the IPv4 addresses of the host, or of one interface.\n\nsalt '*' network.ip_addrs", addrs(false), append(slices.Clone(filters), type4)...)
-	a6 := reads("network.ip_addrs6", "Lists the IPv6 addresses of the host, or of one interface.\n\nsalt '*' network.ip_addrs6", addrs(true), filters...)
-	hw := reads("network.hw_addr", "Tells the hardware address of an interface.\n\nsalt '*' network.hw_addr eth0", func(_ context.Context, c *module.Call) (any, error) {
+	a4 := module.Reads("network.ip_addrs", "Lists the IPv4 addresses of the host, or of one interface.\n\nsalt '*' network.ip_addrs", addrs(false), append(slices.Clone(filters), type4)...)
+	a6 := module.Reads("network.ip_addrs6", "Lists the IPv6 addresses of the host, or of one interface.\n\nsalt '*' network.ip_addrs6", addrs(true), filters...)
+	hw := module.Reads("network.hw_addr", "Tells the hardware address of an interface.\n\nsalt '*' network.hw_addr eth0", func(_ context.Context, c *module.Call) (any, error) {
 		l, err := link(c.Str("iface"))
 		if err != nil {
 			return nil, err
 		}
 		return l.Attrs().HardwareAddr.String(), nil
 	}, iface)
-	subnets := func(six bool) run {
+	subnets := func(six bool) module.Run {
 		return func(_ context.Context, c *module.Call) (any, error) {
 			all, err := hostAddresses()
 			out := []string{}
@@ -57,8 +57,8 @@ func (h *host) interfaces() []module.Function {
 		}
 	}
 	return []module.Function{
-		reads("network.interfaces", "Tells about all interfaces of the host.\n\nsalt '*' network.interfaces", func(context.Context, *module.Call) (any, error) { return interfaceMap() }),
-		reads("network.interface", "Tells the IPv4 addresses of an interface.\n\nsalt '*' network.interface eth0", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.interfaces", "Tells about all interfaces of the host.\n\nsalt '*' network.interfaces", func(context.Context, *module.Call) (any, error) { return interfaceMap() }),
+		module.Reads("network.interface", "Tells the IPv4 addresses of an interface.\n\nsalt '*' network.interface eth0", func(_ context.Context, c *module.Call) (any, error) {
 			m, err := oneInterface(c.Str("iface"))
 			if err != nil {
 				return nil, err
@@ -68,7 +68,7 @@ func (h *host) interfaces() []module.Function {
 			}
 			return []any{}, nil
 		}, iface),
-		reads("network.interface_ip", "Tells the first IPv4 address of an interface.\n\nsalt '*' network.interface_ip eth0", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.interface_ip", "Tells the first IPv4 address of an interface.\n\nsalt '*' network.interface_ip eth0", func(_ context.Context, c *module.Call) (any, error) {
 			if _, err := link(c.Str("iface")); err != nil {
 				return nil, err
 			}
@@ -81,13 +81,13 @@ func (h *host) interfaces() []module.Function {
 			return "", err
 		}, iface),
 		a4, alias(a4, "network.ipaddrs"), a6, alias(a6, "network.ipaddrs6"), hw, alias(hw, "network.hwaddr"),
-		reads("network.subnets", "Lists the IPv4 networks that the host is in.\n\nsalt '*' network.subnets", subnets(false), may("interfaces", module.List, nil)),
-		reads("network.subnets6", "Lists the IPv6 networks that the host is in.\n\nsalt '*' network.subnets6", subnets(true)),
-		reads("network.ip_networks", "Lists the IPv4 networks of the host, with what is known of them if verbose.\n\nsalt '*' network.ip_networks", ipNetworks(false),
-			may("interface", module.Str, nil), may("include_loopback", module.Bool, false), may("verbose", module.Bool, false)),
-		reads("network.ip_networks6", "Lists the IPv6 networks of the host.\n\nsalt '*' network.ip_networks6", ipNetworks(true),
-			may("interface", module.Str, nil), may("include_loopback", module.Bool, false), may("verbose", module.Bool, false)),
-		reads("network.ifacestartswith", "Lists the interfaces whose addresses begin with a text.\n\nsalt '*' network.ifacestartswith 10.0", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.subnets", "Lists the IPv4 networks that the host is in.\n\nsalt '*' network.subnets", subnets(false), module.May("interfaces", module.List, nil)),
+		module.Reads("network.subnets6", "Lists the IPv6 networks that the host is in.\n\nsalt '*' network.subnets6", subnets(true)),
+		module.Reads("network.ip_networks", "Lists the IPv4 networks of the host, with what is known of them if verbose.\n\nsalt '*' network.ip_networks", ipNetworks(false),
+			module.May("interface", module.Str, nil), module.May("include_loopback", module.Bool, false), module.May("verbose", module.Bool, false)),
+		module.Reads("network.ip_networks6", "Lists the IPv6 networks of the host.\n\nsalt '*' network.ip_networks6", ipNetworks(true),
+			module.May("interface", module.Str, nil), module.May("include_loopback", module.Bool, false), module.May("verbose", module.Bool, false)),
+		module.Reads("network.ifacestartswith", "Lists the interfaces whose addresses begin with a text.\n\nsalt '*' network.ifacestartswith 10.0", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := hostAddresses()
 			out := []string{}
 			for _, a := range all {
@@ -96,7 +96,7 @@ func (h *host) interfaces() []module.Function {
 				}
 			}
 			return slices.Compact(out), err
-		}, need("cidr", module.Str)),
+		}, module.Need("cidr", module.Str)),
 	}
 }
 
@@ -248,7 +248,7 @@ func addressList(six bool, iface string, loopback bool, cidr, kind string) (any,
 	return texts, err
 }
 
-func ipNetworks(six bool) run {
+func ipNetworks(six bool) module.Run {
 	return func(_ context.Context, c *module.Call) (any, error) {
 		all, err := hostAddresses()
 		list := []string{}

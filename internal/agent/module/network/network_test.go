@@ -222,7 +222,7 @@ func TestHosts(t *testing.T) {
 		{"dnsutil.hosts_append", []any{"/etc/hosts", "10.0.0.2", "b"}, `"No additional hosts were added to /etc/hosts"`},
 		{"dnsutil.hosts_remove", []any{"/etc/hosts", "a,old"}, `null`},
 	})
-	s, err := readFile(file)
+	s, err := module.ReadFile(file)
 	if want := "127.0.0.1 localhost # own\n10.0.0.1 old.example.com\n10.0.0.2 b\n"; err != nil || s != want {
 		t.Errorf("%v\n%s", err, s)
 	}
@@ -245,7 +245,7 @@ func TestHosts(t *testing.T) {
 	if v, err := call(t, h, "network.mod_hostname", "new.example.com"); err != nil || as(t, v) != "true" {
 		t.Error(v, err)
 	}
-	if s, err := readFile(h.path("/etc/hostname")); err != nil || s != "new.example.com\n" {
+	if s, err := module.ReadFile(h.path("/etc/hostname")); err != nil || s != "new.example.com\n" {
 		t.Error(s, err)
 	}
 	if now, err := os.Hostname(); err != nil || now != old {

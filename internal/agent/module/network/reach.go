@@ -22,10 +22,10 @@ const maxPings = 100
 
 func (h *host) reach() []module.Function {
 	return []module.Function{
-		reads("network.connect", "Tells whether a port of a host can be connected to.\n\nsalt '*' network.connect archlinux.org 80 timeout=3", h.connect,
-			need("host", module.Str), may("port", module.Int, nil), may("proto", module.Str, "tcp"), may("timeout", module.Num, 5.0), may("family", module.Str, nil)),
-		reads("network.ping", "Sends echo requests to a host; with return_boolean only tells whether it answered.\n\nsalt '*' network.ping archlinux.org return_boolean=True", h.ping,
-			need("host", module.Str), may("timeout", module.Num, nil), may("return_boolean", module.Bool, false), may("count", module.Int, int64(4))),
+		module.Reads("network.connect", "Tells whether a port of a host can be connected to.\n\nsalt '*' network.connect archlinux.org 80 timeout=3", h.connect,
+			module.Need("host", module.Str), module.May("port", module.Int, nil), module.May("proto", module.Str, "tcp"), module.May("timeout", module.Num, 5.0), module.May("family", module.Str, nil)),
+		module.Reads("network.ping", "Sends echo requests to a host; with return_boolean only tells whether it answered.\n\nsalt '*' network.ping archlinux.org return_boolean=True", h.ping,
+			module.Need("host", module.Str), module.May("timeout", module.Num, nil), module.May("return_boolean", module.Bool, false), module.May("count", module.Int, int64(4))),
 	}
 }
 

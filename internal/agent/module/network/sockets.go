@@ -33,7 +33,7 @@ type socket struct {
 
 func (h *host) sockets() []module.Function {
 	return []module.Function{
-		reads("network.netstat", "Lists the sockets of the host with the programs that have them.\n\nsalt '*' network.netstat", func(ctx context.Context, _ *module.Call) (any, error) {
+		module.Reads("network.netstat", "Lists the sockets of the host with the programs that have them.\n\nsalt '*' network.netstat", func(ctx context.Context, _ *module.Call) (any, error) {
 			owners := h.socketOwners(ctx)
 			users := h.users()
 			out := []any{}
@@ -59,7 +59,7 @@ func (h *host) sockets() []module.Function {
 			}
 			return out, ctx.Err()
 		}),
-		reads("network.active_tcp", "Lists the TCP connections that are open.\n\nsalt '*' network.active_tcp", func(context.Context, *module.Call) (any, error) {
+		module.Reads("network.active_tcp", "Lists the TCP connections that are open.\n\nsalt '*' network.active_tcp", func(context.Context, *module.Call) (any, error) {
 			out := map[string]any{}
 			for _, proto := range []string{"tcp", "tcp6"} {
 				list, err := h.socketList(proto)
@@ -75,7 +75,7 @@ func (h *host) sockets() []module.Function {
 			}
 			return out, nil
 		}),
-		reads("network.arp", "Tells the hardware addresses of hosts nearby.\n\nsalt '*' network.arp", func(context.Context, *module.Call) (any, error) {
+		module.Reads("network.arp", "Tells the hardware addresses of hosts nearby.\n\nsalt '*' network.arp", func(context.Context, *module.Call) (any, error) {
 			list, err := netlink.NeighList(0, netlink.FAMILY_V4)
 			if err != nil {
 				return nil, netlinkFailed(err)
@@ -100,7 +100,7 @@ func netstatAddr(a netip.AddrPort) string {
 }
 
 func (h *host) socketList(proto string) ([]socket, error) {
-	s, err := readIfThere(h.path("/proc/net/" + proto))
+	s, err := module.ReadIfThere(h.path("/proc/net/" + proto))
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func parseSockets(text string) []socket {
 		if !ok1 || !ok2 || !ok3 {
 			continue
 		}
-		s := socket{Local: local, Remote: remote, State: tcpStates[f[3]], Inode: valid(f[9])}
+		s := socket{Local: local, Remote: remote, State: tcpStates[f[3]], Inode: module.Valid(f[9])}
 		s.Sent, s.Received, s.UID = hexNumber(sent, 16), hexNumber(received, 16), hexNumber(f[7], 10)
 		out = append(out, s)
 	}
@@ -173,11 +173,11 @@ func (h *host) socketOwners(ctx context.Context) map[string]string {
 			to, err := os.Readlink(dir + "/fd/" + fd.Name())
 			if inode, ok := strings.CutPrefix(to, "socket:["); ok && err == nil {
 				if name == "" {
-					comm, err := readIfThere(dir + "/comm")
+					comm, err := module.ReadIfThere(dir + "/comm")
 					if err != nil {
 						break
 					}
-					name = e.Name() + "/" + valid(strings.TrimSpace(comm))
+					name = e.Name() + "/" + module.Valid(strings.TrimSpace(comm))
 				}
 				out[strings.TrimSuffix(inode, "]")] = name
 			}
@@ -189,14 +189,14 @@ func (h *host) socketOwners(ctx context.Context) map[string]string {
 // users are the names of user numbers.
 func (h *host) users() map[int64]string {
 	out := map[int64]string{}
-	s, err := readIfThere(h.path("/etc/passwd"))
+	s, err := module.ReadIfThere(h.path("/etc/passwd"))
 	if err != nil {
 		return out
 	}
 	for _, l := range module.Lines(s) {
 		if f := strings.Split(l, ":"); len(f) > 2 {
 			if n, err := strconv.ParseInt(f[2], 10, 64); err == nil && out[n] == "" {
-				out[n] = valid(f[0])
+				out[n] = module.Valid(f[0])
 			}
 		}
 	}
@@ -204,11 +204,11 @@ func (h *host) users() map[int64]string {
 }
 
 func (h *host) routes() []module.Function {
-	family := may("family", module.Str, nil)
+	family := module.May("family", module.Str, nil)
 	return []module.Function{
-		reads("network.routes", "Lists the routes of the host.\n\nsalt '*' network.routes family=inet", func(_ context.Context, c *module.Call) (any, error) { return routeList(c.Str("family"), false) }, family),
-		reads("network.default_route", "Lists the routes to everywhere.\n\nsalt '*' network.default_route", func(_ context.Context, c *module.Call) (any, error) { return routeList(c.Str("family"), true) }, family),
-		reads("network.get_route", "Tells on which way an address is reached.\n\nsalt '*' network.get_route 10.10.10.10", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("network.routes", "Lists the routes of the host.\n\nsalt '*' network.routes family=inet", func(_ context.Context, c *module.Call) (any, error) { return routeList(c.Str("family"), false) }, family),
+		module.Reads("network.default_route", "Lists the routes to everywhere.\n\nsalt '*' network.default_route", func(_ context.Context, c *module.Call) (any, error) { return routeList(c.Str("family"), true) }, family),
+		module.Reads("network.get_route", "Tells on which way an address is reached.\n\nsalt '*' network.get_route 10.10.10.10", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := parseAddr(c.Str("ip"))
 			if err != nil {
 				return nil, err
@@ -225,7 +225,7 @@ func (h *host) routes() []module.Function {
 				out["source"] = list[0].Src.String()
 			}
 			return out, nil
-		}, need("ip", module.Str)),
+		}, module.Need("ip", module.Str)),
 	}
 }
 

@@ -23,31 +23,31 @@ import (
 )
 
 func (h *host) x509() []module.Function {
-	cert := need("certificate", module.Str)
+	cert := module.Need("certificate", module.Str)
 	return []module.Function{
-		reads("x509.read_certificate", "Tells what a certificate says, given as a file or as text.\n\nsalt '*' x509.read_certificate /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("x509.read_certificate", "Tells what a certificate says, given as a file or as text.\n\nsalt '*' x509.read_certificate /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
 			crt, err := h.certificate(c.Str("certificate"))
 			if err != nil {
 				return nil, err
 			}
 			return describeCertificate(crt), nil
 		}, cert),
-		reads("x509.expires", "Tells whether a certificate expires within some days.\n\nsalt '*' x509.expires /etc/pki/mycert.crt days=30", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("x509.expires", "Tells whether a certificate expires within some days.\n\nsalt '*' x509.expires /etc/pki/mycert.crt days=30", func(_ context.Context, c *module.Call) (any, error) {
 			crt, err := h.certificate(c.Str("certificate"))
 			if err != nil {
 				return nil, err
 			}
 			return !h.now().AddDate(0, 0, int(c.Int("days"))).Before(crt.NotAfter), nil
-		}, cert, may("days", module.Int, int64(0))),
-		reads("x509.will_expire", "Tells what certificate expires within some days.\n\nsalt '*' x509.will_expire /etc/pki/mycert.crt days=30", func(_ context.Context, c *module.Call) (any, error) {
+		}, cert, module.May("days", module.Int, int64(0))),
+		module.Reads("x509.will_expire", "Tells what certificate expires within some days.\n\nsalt '*' x509.will_expire /etc/pki/mycert.crt days=30", func(_ context.Context, c *module.Call) (any, error) {
 			crt, err := h.certificate(c.Str("certificate"))
 			if err != nil {
 				return nil, err
 			}
 			soon := !h.now().AddDate(0, 0, int(c.Int("days"))).Before(crt.NotAfter)
 			return map[string]any{"check_days": c.Int("days"), "cn": crt.Subject.CommonName, "will_expire": soon}, nil
-		}, cert, need("days", module.Int)),
-		reads("x509.get_public_key", "Gives the public key of a certificate or a private key, in PEM form.\n\nsalt '*' x509.get_public_key /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
+		}, cert, module.Need("days", module.Int)),
+		module.Reads("x509.get_public_key", "Gives the public key of a certificate or a private key, in PEM form.\n\nsalt '*' x509.get_public_key /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
 			pub, err := h.publicKey(c.Str("key"))
 			if err != nil {
 				return nil, err
@@ -57,15 +57,15 @@ func (h *host) x509() []module.Function {
 				return nil, fault.Invalid("bad_key", "the public key cannot be written").Wrap(err)
 			}
 			return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: b})), nil
-		}, need("key", module.Str), may("passphrase", module.Str, nil)),
-		reads("x509.get_private_key_size", "Tells how many bits a private key has.\n\nsalt '*' x509.get_private_key_size /etc/pki/mycert.key", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("key", module.Str), module.May("passphrase", module.Str, nil)),
+		module.Reads("x509.get_private_key_size", "Tells how many bits a private key has.\n\nsalt '*' x509.get_private_key_size /etc/pki/mycert.key", func(_ context.Context, c *module.Call) (any, error) {
 			key, err := h.privateKey(c.Str("private_key"))
 			if err != nil {
 				return nil, err
 			}
 			return keyBits(key.Public()), nil
-		}, need("private_key", module.Str), may("passphrase", module.Str, nil)),
-		reads("x509.verify_private_key", "Tells whether a private key belongs to a certificate.\n\nsalt '*' x509.verify_private_key /etc/pki/mycert.key /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("private_key", module.Str), module.May("passphrase", module.Str, nil)),
+		module.Reads("x509.verify_private_key", "Tells whether a private key belongs to a certificate.\n\nsalt '*' x509.verify_private_key /etc/pki/mycert.key /etc/pki/mycert.crt", func(_ context.Context, c *module.Call) (any, error) {
 			key, err := h.privateKey(c.Str("private_key"))
 			if err != nil {
 				return nil, err
@@ -76,17 +76,17 @@ func (h *host) x509() []module.Function {
 			}
 			own, ok := key.Public().(interface{ Equal(x crypto.PublicKey) bool })
 			return ok && own.Equal(pub), nil
-		}, need("private_key", module.Str), need("public_key", module.Str), may("passphrase", module.Str, nil)),
-		changes("x509.create_private_key", "Makes a private key, as text or into a file.\n\nsalt '*' x509.create_private_key path=/etc/pki/mykey.key", h.createKey,
-			may("path", module.Str, nil), may("text", module.Bool, false), may("bits", module.Int, nil), may("passphrase", module.Str, nil), may("cipher", module.Str, nil),
-			may("verbose", module.Bool, true), may("algo", module.Str, "rsa"), may("keysize", module.Int, nil), may("overwrite", module.Bool, true)),
+		}, module.Need("private_key", module.Str), module.Need("public_key", module.Str), module.May("passphrase", module.Str, nil)),
+		module.Changes("x509.create_private_key", "Makes a private key, as text or into a file.\n\nsalt '*' x509.create_private_key path=/etc/pki/mykey.key", h.createKey,
+			module.May("path", module.Str, nil), module.May("text", module.Bool, false), module.May("bits", module.Int, nil), module.May("passphrase", module.Str, nil), module.May("cipher", module.Str, nil),
+			module.May("verbose", module.Bool, true), module.May("algo", module.Str, "rsa"), module.May("keysize", module.Int, nil), module.May("overwrite", module.Bool, true)),
 	}
 }
 
 // pemOf is the first block of a text in PEM form, or of the file that it names.
 func (h *host) pemOf(s string) (*pem.Block, error) {
 	if !strings.Contains(s, "-----BEGIN ") {
-		text, err := readFile(h.path(s))
+		text, err := module.ReadFile(h.path(s))
 		if err != nil {
 			return nil, err
 		}
@@ -198,10 +198,10 @@ func describeCertificate(c *x509.Certificate) map[string]any {
 	one, two := sha1.Sum(c.Raw), sha256.Sum256(c.Raw) //nolint:gosec // see above
 	name := func(n []string, key string, m map[string]any) {
 		if len(n) > 0 {
-			m[key] = valid(n[0])
+			m[key] = module.Valid(n[0])
 		}
 	}
-	subject, issuer := map[string]any{"CN": valid(c.Subject.CommonName)}, map[string]any{"CN": valid(c.Issuer.CommonName)}
+	subject, issuer := map[string]any{"CN": module.Valid(c.Subject.CommonName)}, map[string]any{"CN": module.Valid(c.Issuer.CommonName)}
 	name(c.Subject.Organization, "O", subject)
 	name(c.Subject.OrganizationalUnit, "OU", subject)
 	name(c.Subject.Country, "C", subject)
@@ -214,13 +214,13 @@ func describeCertificate(c *x509.Certificate) map[string]any {
 	name(c.Issuer.Locality, "L", issuer)
 	names := []string{}
 	for _, n := range c.DNSNames {
-		names = append(names, "DNS:"+valid(n))
+		names = append(names, "DNS:"+module.Valid(n))
 	}
 	for _, ip := range c.IPAddresses {
 		names = append(names, "IP Address:"+ip.String())
 	}
 	for _, m := range c.EmailAddresses {
-		names = append(names, "email:"+valid(m))
+		names = append(names, "email:"+module.Valid(m))
 	}
 	extensions := map[string]any{"basicConstraints": map[bool]string{true: "CA:TRUE", false: "CA:FALSE"}[c.IsCA]}
 	if len(names) > 0 {

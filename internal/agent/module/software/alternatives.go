@@ -17,28 +17,28 @@ import (
 )
 
 func (m *manager) alternatives() []module.Function {
-	name, path := need("name", module.Str), need("path", module.Str)
+	name, path := module.Need("name", module.Str), module.Need("path", module.Str)
 	set := func(fn string) module.Function {
-		return tests(entry(fn, "Chooses the program behind a name by hand.\n\nsalt '*' "+fn+" editor /usr/bin/vim", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests(fn, "Chooses the program behind a name by hand.\n\nsalt '*' "+fn+" editor /usr/bin/vim", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.alternative(ctx, c, "--set", c.Str("name"), c.Str("path"))
-		}, name, path))
+		}, name, path)
 	}
 	return []module.Function{
-		reads(entry("alternatives.display", "Describes a name and the programs that may stand behind it.\n\nsalt '*' alternatives.display editor", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("alternatives.display", "Describes a name and the programs that may stand behind it.\n\nsalt '*' alternatives.display editor", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := m.readAlternative(c.Str("name"))
 			if err != nil || a == nil {
 				return "", err
 			}
 			return a.describe(m.current(c.Str("name"))), nil
-		}, name)),
-		reads(entry("alternatives.show_link", "Tells the path of a name's link.\n\nsalt '*' alternatives.show_link editor", func(_ context.Context, c *module.Call) (any, error) {
+		}, name),
+		module.Reads("alternatives.show_link", "Tells the path of a name's link.\n\nsalt '*' alternatives.show_link editor", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := m.readAlternative(c.Str("name"))
 			if err != nil || a == nil {
 				return false, err
 			}
 			return a.link, nil
-		}, name)),
-		reads(entry("alternatives.show_current", "Tells the program behind a name.\n\nsalt '*' alternatives.show_current editor", func(_ context.Context, c *module.Call) (any, error) {
+		}, name),
+		module.Reads("alternatives.show_current", "Tells the program behind a name.\n\nsalt '*' alternatives.show_current editor", func(_ context.Context, c *module.Call) (any, error) {
 			if err := goodAlternative(c.Str("name")); err != nil {
 				return nil, err
 			}
@@ -46,33 +46,33 @@ func (m *manager) alternatives() []module.Function {
 				return p, nil
 			}
 			return false, nil
-		}, name)),
-		reads(entry("alternatives.check_exists", "Tells whether a program may stand behind a name.\n\nsalt '*' alternatives.check_exists editor /usr/bin/vim", func(_ context.Context, c *module.Call) (any, error) {
+		}, name),
+		module.Reads("alternatives.check_exists", "Tells whether a program may stand behind a name.\n\nsalt '*' alternatives.check_exists editor /usr/bin/vim", func(_ context.Context, c *module.Call) (any, error) {
 			a, err := m.readAlternative(c.Str("name"))
 			if err != nil || a == nil {
 				return false, err
 			}
 			return slices.ContainsFunc(a.choices, func(x choice) bool { return x.path == c.Str("path") }), nil
-		}, name, path)),
-		reads(entry("alternatives.check_installed", "Tells whether a program stands behind a name.\n\nsalt '*' alternatives.check_installed editor /usr/bin/vim", func(_ context.Context, c *module.Call) (any, error) {
+		}, name, path),
+		module.Reads("alternatives.check_installed", "Tells whether a program stands behind a name.\n\nsalt '*' alternatives.check_installed editor /usr/bin/vim", func(_ context.Context, c *module.Call) (any, error) {
 			return m.current(c.Str("name")) == c.Str("path"), goodAlternative(c.Str("name"))
-		}, name, path)),
-		reads(entry("alternatives.list", "Lists the names with the programs behind them.\n\nsalt '*' alternatives.list", m.listAlternatives)),
-		tests(entry("alternatives.install", "Adds a program that may stand behind a name.\n\nsalt '*' alternatives.install editor /usr/bin/editor /usr/bin/vim 50", func(ctx context.Context, c *module.Call) (any, error) {
+		}, name, path),
+		module.Reads("alternatives.list", "Lists the names with the programs behind them.\n\nsalt '*' alternatives.list", m.listAlternatives),
+		module.Tests("alternatives.install", "Adds a program that may stand behind a name.\n\nsalt '*' alternatives.install editor /usr/bin/editor /usr/bin/vim 50", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.alternative(ctx, c, "--install", c.Str("link"), c.Str("name"), c.Str("path"), module.Text(c.Int("priority")))
-		}, name, need("link", module.Str), path, need("priority", module.Int))),
-		tests(entry("alternatives.remove", "Takes a program away from a name.\n\nsalt '*' alternatives.remove editor /usr/bin/vim", func(ctx context.Context, c *module.Call) (any, error) {
+		}, name, module.Need("link", module.Str), path, module.Need("priority", module.Int)),
+		module.Tests("alternatives.remove", "Takes a program away from a name.\n\nsalt '*' alternatives.remove editor /usr/bin/vim", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.alternative(ctx, c, "--remove", c.Str("name"), c.Str("path"))
-		}, name, path)),
-		tests(entry("alternatives.auto", "Lets the highest priority decide what stands behind a name.\n\nsalt '*' alternatives.auto editor", func(ctx context.Context, c *module.Call) (any, error) {
+		}, name, path),
+		module.Tests("alternatives.auto", "Lets the highest priority decide what stands behind a name.\n\nsalt '*' alternatives.auto editor", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.alternative(ctx, c, "--auto", c.Str("name"))
-		}, name)),
+		}, name),
 		set("alternatives.set"), set("alternatives.set_"),
 	}
 }
 
 func goodAlternative(name string) error {
-	if err := noOption("alternative", name); err != nil {
+	if err := module.NoOption("alternative", name); err != nil {
 		return err
 	}
 	if strings.Contains(name, "/") || name == "." || name == ".." {
@@ -147,7 +147,7 @@ func (m *manager) readAlternative(name string) (*alternative, error) {
 		return nil, err
 	}
 	for _, d := range alternativeDirs {
-		text, err := readFile(m.path(filepath.Join(d, name)))
+		text, err := module.ReadFile(m.path(filepath.Join(d, name)))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -169,7 +169,7 @@ func (m *manager) current(name string) string {
 	if err != nil {
 		return ""
 	}
-	return valid(p)
+	return module.Valid(p)
 }
 
 // describe gives the text that `alternatives --display` prints.

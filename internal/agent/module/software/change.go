@@ -17,25 +17,25 @@ import (
 )
 
 func (m *manager) transactions() []module.Function {
-	name, pkgs := opt("name", module.Any, nil), opt("pkgs", module.Any, nil)
+	name, pkgs := module.May("name", module.Any, nil), module.May("pkgs", module.Any, nil)
 	up := func(fn string) module.Function {
-		return extra(tests(entry("pkg."+fn, "Brings packages, or all of them, to the newest version.\n\nsalt '*' pkg."+fn+" name=openssl", m.upgrade, name, pkgs, opt("refresh", module.Bool, true),
-			opt("skip_verify", module.Bool, false), opt("normalize", module.Bool, true), opt("minimal", module.Bool, false), opt("obsoletes", module.Bool, fn == "upgrade"), opt("diff_attr", module.Any, nil))))
+		return module.Extra(module.Tests("pkg."+fn, "Brings packages, or all of them, to the newest version.\n\nsalt '*' pkg."+fn+" name=openssl", m.upgrade, name, pkgs, module.May("refresh", module.Bool, true),
+			module.May("skip_verify", module.Bool, false), module.May("normalize", module.Bool, true), module.May("minimal", module.Bool, false), module.May("obsoletes", module.Bool, fn == "upgrade"), module.May("diff_attr", module.Any, nil)))
 	}
 	rm := func(fn string) module.Function {
-		return extra(tests(entry("pkg."+fn, "Removes packages.\n\nsalt '*' pkg."+fn+" httpd", m.remove, name, pkgs)))
+		return module.Extra(module.Tests("pkg."+fn, "Removes packages.\n\nsalt '*' pkg."+fn+" httpd", m.remove, name, pkgs))
 	}
 	refresh := func(fn string) module.Function {
-		return extra(tests(entry("pkg."+fn, "Fetches the metadata of the repositories anew.\n\nsalt '*' pkg."+fn, m.refreshDB)))
+		return module.Extra(module.Tests("pkg."+fn, "Fetches the metadata of the repositories anew.\n\nsalt '*' pkg."+fn, m.refreshDB))
 	}
 	return []module.Function{
-		extra(tests(entry("pkg.install", "Installs packages, in one transaction; tells what has changed.\n\nsalt '*' pkg.install httpd version=2.4.62-1.el10", m.install, name, opt("refresh", module.Bool, false),
-			opt("skip_verify", module.Bool, false), pkgs, opt("sources", module.Any, nil), opt("downloadonly", module.Bool, false), opt("reinstall", module.Bool, false), opt("normalize", module.Bool, true),
-			opt("update_holds", module.Bool, false), opt("saltenv", module.Str, "base"), opt("ignore_epoch", module.Bool, false)))),
+		module.Extra(module.Tests("pkg.install", "Installs packages, in one transaction; tells what has changed.\n\nsalt '*' pkg.install httpd version=2.4.62-1.el10", m.install, name, module.May("refresh", module.Bool, false),
+			module.May("skip_verify", module.Bool, false), pkgs, module.May("sources", module.Any, nil), module.May("downloadonly", module.Bool, false), module.May("reinstall", module.Bool, false), module.May("normalize", module.Bool, true),
+			module.May("update_holds", module.Bool, false), module.May("saltenv", module.Str, "base"), module.May("ignore_epoch", module.Bool, false))),
 		up("upgrade"), up("update"), rm("remove"), rm("purge"),
-		extra(tests(entry("pkg.autoremove", "Removes packages that came only for others which are gone.\n\nsalt '*' pkg.autoremove", m.autoremove))),
+		module.Extra(module.Tests("pkg.autoremove", "Removes packages that came only for others which are gone.\n\nsalt '*' pkg.autoremove", m.autoremove)),
 		refresh("refresh_db"), refresh("clean_metadata"),
-		open(tests(entry("pkg.download", "Fetches packages and does not install them.\n\nsalt '*' pkg.download httpd", m.download))),
+		module.Open(module.Tests("pkg.download", "Fetches packages and does not install them.\n\nsalt '*' pkg.download httpd", m.download)),
 	}
 }
 
@@ -54,7 +54,7 @@ func requests(name, pkgs any) ([]request, error) {
 		if n = strings.TrimSpace(n); n == "" {
 			return nil
 		}
-		if err := noOption("package", n); err != nil {
+		if err := module.NoOption("package", n); err != nil {
 			return err
 		}
 		if strings.HasPrefix(ver, "-") || strings.ContainsAny(ver, "\n\x00") {
@@ -138,15 +138,9 @@ func (r request) matches(installed string, ignoreEpoch bool) bool {
 			}
 			continue
 		}
-		ok := false
-		switch op := strings.TrimRight(v, strings.TrimLeft(v, "<>=")); {
-		case op == "":
-			ok = compareVersions(have, v, ignoreEpoch) == 0
-		default:
-			c := compareVersions(have, strings.TrimSpace(v[len(op):]), ignoreEpoch)
-			ok = c < 0 && op[0] == '<' || c > 0 && op[0] == '>' || c == 0 && strings.Contains(op, "=")
-		}
-		if ok {
+		op := strings.TrimRight(v, strings.TrimLeft(v, "<>="))
+		c := compareVersions(have, strings.TrimSpace(v[len(op):]), ignoreEpoch)
+		if c == 0 && (op == "" || strings.Contains(op, "=")) || c < 0 && strings.HasPrefix(op, "<") || c > 0 && strings.HasPrefix(op, ">") {
 			return true
 		}
 	}
@@ -173,8 +167,8 @@ func diff(before, after map[string]any) map[string]any {
 
 func same(a, b any) bool { return module.Text(a) == module.Text(b) }
 
-// measured is the list of packages that a transaction is measured by, with attributes if the
-// caller wants those.
+// measured is the list of packages, which a transaction is measured by too: with attributes if
+// the caller wants those.
 func (m *manager) measured(ctx context.Context, attr any) (map[string]any, error) {
 	attrs := texts(attr)
 	if attrs == nil {

@@ -19,26 +19,26 @@ func (m *manager) files() []module.Function {
 	var out []module.Function
 	for _, prefix := range []string{"pkg.", "lowpkg."} {
 		out = append(out,
-			open(reads(entry(prefix+"owner", "Tells which package a file belongs to, nothing of one that is nobody's.\n\nsalt '*' "+prefix+"owner /usr/bin/bash", m.owner))),
-			open(reads(entry(prefix+"file_list", "Lists the files of packages.\n\nsalt '*' "+prefix+"file_list httpd", func(ctx context.Context, c *module.Call) (any, error) {
+			module.Open(module.Reads(prefix+"owner", "Tells which package a file belongs to, nothing of one that is nobody's.\n\nsalt '*' "+prefix+"owner /usr/bin/bash", m.owner)),
+			module.Open(module.Reads(prefix+"file_list", "Lists the files of packages.\n\nsalt '*' "+prefix+"file_list httpd", func(ctx context.Context, c *module.Call) (any, error) {
 				packages, errs, err := m.packageFiles(ctx, rest(c))
 				all := []string{}
 				for _, k := range slices.Sorted(maps.Keys(packages)) {
 					all = append(all, packages[k]...)
 				}
 				return map[string]any{"errors": errs, "files": all}, err
-			}))),
-			open(reads(entry(prefix+"file_dict", "Lists the files of packages, by package.\n\nsalt '*' "+prefix+"file_dict httpd", func(ctx context.Context, c *module.Call) (any, error) {
+			})),
+			module.Open(module.Reads(prefix+"file_dict", "Lists the files of packages, by package.\n\nsalt '*' "+prefix+"file_dict httpd", func(ctx context.Context, c *module.Call) (any, error) {
 				packages, errs, err := m.packageFiles(ctx, rest(c))
 				return map[string]any{"errors": errs, "packages": packages}, err
-			}))),
-			open(reads(entry(prefix+"verify", "Lists the files of packages that are not as they were installed.\n\nsalt '*' "+prefix+"verify httpd", m.verify))),
-			open(reads(entry(prefix+"modified", "Lists the paths of files that are not as they were installed, by what differs if wanted.\n\nsalt '*' "+prefix+"modified httpd checksum=True", m.modified))),
+			})),
+			module.Open(module.Reads(prefix+"verify", "Lists the files of packages that are not as they were installed.\n\nsalt '*' "+prefix+"verify httpd", m.verify)),
+			module.Open(module.Reads(prefix+"modified", "Lists the paths of files that are not as they were installed, by what differs if wanted.\n\nsalt '*' "+prefix+"modified httpd checksum=True", m.modified)),
 		)
 	}
 	return append(out,
-		open(reads(entry("pkg.info_installed", "Describes installed packages.\n\nsalt '*' pkg.info_installed bash", m.info))),
-		open(reads(entry("lowpkg.info", "Describes installed packages.\n\nsalt '*' lowpkg.info bash", m.info))),
+		module.Open(module.Reads("pkg.info_installed", "Describes installed packages.\n\nsalt '*' pkg.info_installed bash", m.info)),
+		module.Open(module.Reads("lowpkg.info", "Describes installed packages.\n\nsalt '*' lowpkg.info bash", m.info)),
 	)
 }
 
@@ -96,7 +96,7 @@ func (m *manager) packageFiles(ctx context.Context, names []string) (packages ma
 		}
 		paths := []string{}
 		for _, f := range l {
-			paths = append(paths, valid(f.Path))
+			paths = append(paths, module.Valid(f.Path))
 		}
 		slices.Sort(paths)
 		packages[n] = slices.Compact(paths)
@@ -153,7 +153,7 @@ func (m *manager) verify(ctx context.Context, c *module.Call) (any, error) {
 			}
 			row["mismatch"] = words
 		}
-		out[valid(p)] = row
+		out[module.Valid(p)] = row
 	}
 	return out, nil
 }
@@ -178,7 +178,7 @@ func (m *manager) modified(ctx context.Context, c *module.Call) (any, error) {
 			}
 		}
 		if fits {
-			out = append(out, valid(p))
+			out = append(out, module.Valid(p))
 		}
 	}
 	slices.Sort(out)
@@ -239,7 +239,7 @@ func infoRow(i rpmdb.Info) map[string]any {
 				delete(row, k) // what a package does not say is left out, as rpm's "(none)" is
 				continue
 			}
-			row[k] = valid(s)
+			row[k] = module.Valid(s)
 		}
 	}
 	return row

@@ -12,13 +12,13 @@ import (
 
 func (m *manager) groups() []module.Function {
 	return []module.Function{
-		reads(entry("pkg.group_list", "Lists the groups of packages, installed and available.\n\nsalt '*' pkg.group_list", m.groupList)),
-		extra(reads(entry("pkg.group_info", "Shows which packages a group has.\n\nsalt '*' pkg.group_info 'Development Tools'", m.groupInfo, need("name", module.Str), opt("expand", module.Bool, false), opt("ignore_groups", module.List, nil)))),
-		extra(reads(entry("pkg.group_diff", "Shows which packages of a group are installed.\n\nsalt '*' pkg.group_diff 'Development Tools'", m.groupDiff, need("name", module.Str)))),
-		extra(tests(entry("pkg.group_install", "Installs the mandatory and the usual packages of a group.\n\nsalt '*' pkg.group_install 'Development Tools' skip=gdb include=git", m.groupInstall,
-			need("name", module.Str), opt("skip", module.List, nil), opt("include", module.List, nil)))),
-		extra(tests(entry("pkg.groupinstall", "Installs the mandatory and the usual packages of a group.\n\nsalt '*' pkg.groupinstall 'Development Tools'", m.groupInstall,
-			need("name", module.Str), opt("skip", module.List, nil), opt("include", module.List, nil)))),
+		module.Reads("pkg.group_list", "Lists the groups of packages, installed and available.\n\nsalt '*' pkg.group_list", m.groupList),
+		module.Extra(module.Reads("pkg.group_info", "Shows which packages a group has.\n\nsalt '*' pkg.group_info 'Development Tools'", m.groupInfo, module.Need("name", module.Str), module.May("expand", module.Bool, false), module.May("ignore_groups", module.List, nil))),
+		module.Extra(module.Reads("pkg.group_diff", "Shows which packages of a group are installed.\n\nsalt '*' pkg.group_diff 'Development Tools'", m.groupDiff, module.Need("name", module.Str))),
+		module.Extra(module.Tests("pkg.group_install", "Installs the mandatory and the usual packages of a group.\n\nsalt '*' pkg.group_install 'Development Tools' skip=gdb include=git", m.groupInstall,
+			module.Need("name", module.Str), module.May("skip", module.List, nil), module.May("include", module.List, nil))),
+		module.Extra(module.Tests("pkg.groupinstall", "Installs the mandatory and the usual packages of a group.\n\nsalt '*' pkg.groupinstall 'Development Tools'", m.groupInstall,
+			module.Need("name", module.Str), module.May("skip", module.List, nil), module.May("include", module.List, nil))),
 	}
 }
 
@@ -149,7 +149,7 @@ func parseGroup(text string) (group, bool) {
 
 func (m *manager) group(ctx context.Context, name string, kw map[string]any) (group, error) {
 	name = strings.TrimPrefix(name, "@")
-	if err := noOption("group", name); err != nil {
+	if err := module.NoOption("group", name); err != nil {
 		return group{}, err
 	}
 	opts, err := m.repoOptions(kw)

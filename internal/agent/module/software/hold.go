@@ -24,7 +24,7 @@ const (
 
 func (m *manager) holds() []module.Function {
 	hold := func(fn, doc string, off bool) module.Function {
-		return extra(tests(entry("pkg."+fn, doc+"\n\nsalt '*' pkg."+fn+" kernel", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Extra(module.Tests("pkg."+fn, doc+"\n\nsalt '*' pkg."+fn+" kernel", func(ctx context.Context, c *module.Call) (any, error) {
 			wanted, err := requests(c.Any("name"), c.Any("pkgs"))
 			if err != nil {
 				return nil, err
@@ -36,10 +36,10 @@ func (m *manager) holds() []module.Function {
 				return nil, fault.Invalid("argument", "pkg.%s: name, pkgs or sources must be given", fn)
 			}
 			return m.holdNames(ctx, wanted, off, c.Test)
-		}, opt("name", module.Any, nil), opt("pkgs", module.Any, nil), opt("sources", module.Any, nil), opt("normalize", module.Bool, true))))
+		}, module.May("name", module.Any, nil), module.May("pkgs", module.Any, nil), module.May("sources", module.Any, nil), module.May("normalize", module.Bool, true)))
 	}
 	list := func(fn string) module.Function {
-		return reads(entry("pkg."+fn, "Lists the packages that are held at their version.\n\nsalt '*' pkg."+fn, m.listHolds, opt("pattern", module.Str, nil), opt("full", module.Bool, true)))
+		return module.Reads("pkg."+fn, "Lists the packages that are held at their version.\n\nsalt '*' pkg."+fn, m.listHolds, module.May("pattern", module.Str, nil), module.May("full", module.Bool, true))
 	}
 	return []module.Function{
 		hold("hold", "Holds packages at their version.", false),
@@ -199,7 +199,7 @@ func (m *manager) locks() (parts []block, file string, five bool, err error) {
 	if five {
 		file = m.path(lockTOML)
 	}
-	text, err := readIfThere(file)
+	text, err := module.ReadIfThere(file)
 	if five {
 		return parseTOML(text), file, five, err
 	}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,10 +19,7 @@ import (
 	"drover/internal/fault"
 )
 
-const (
-	maxFile   = 8 << 20  // of one file that is read whole
-	maxOutput = 64 << 20 // of one program: a list of all packages of some repositories is long
-)
+const maxOutput = 64 << 20 // of one program: a list of all packages of some repositories is long
 
 // manager is where packages are looked at and changed. Tests give it another root, and dnf the
 // arguments that go with it.
@@ -67,30 +62,6 @@ func (m *manager) exists(p string) bool {
 	return err == nil
 }
 
-func readFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(b) > maxFile {
-		err = fault.TooLarge("file_too_large", "%s is larger than %d bytes", name, maxFile)
-	}
-	return valid(string(b)), err
-}
-
-// readIfThere is a file's text; a missing file is empty.
-func readIfThere(name string) (string, error) {
-	s, err := readFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return s, err
-}
-
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
 // program runs a program with its process group, which ends with ctx. It is not command.Run, as
 // that kills at once.
 func program(ctx context.Context, env []string, argv ...string) (output, error) {
@@ -115,7 +86,7 @@ func program(ctx context.Context, env []string, argv ...string) (output, error) 
 			return output{}, kerr
 		}
 	}
-	o := output{valid(out.String()), valid(errs.String()), 0}
+	o := output{module.Valid(out.String()), module.Valid(errs.String()), 0}
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -148,22 +119,14 @@ func said(o output) string {
 		s = strings.TrimSpace(o.Out)
 	}
 	if len(s) > 4096 {
-		s = valid(s[len(s)-4096:])
+		s = module.Valid(s[len(s)-4096:])
 	}
 	return s
 }
 
-// noOption refuses a name that dnf would take for an option.
-func noOption(what, s string) error {
-	if s == "" || strings.HasPrefix(s, "-") || strings.ContainsAny(s, "\n\x00") {
-		return fault.Invalid("bad_name", "%q cannot be the name of a %s", s, what)
-	}
-	return nil
-}
-
 func noOptions(what string, all []string) error {
 	for _, s := range all {
-		if err := noOption(what, s); err != nil {
+		if err := module.NoOption(what, s); err != nil {
 			return err
 		}
 	}
@@ -241,7 +204,7 @@ func (m *manager) repoOptions(kw map[string]any) ([]string, error) {
 	var args []string
 	add := func(flag string, vs []string) error {
 		for _, v := range vs {
-			if err := noOption("repository", v); err != nil {
+			if err := module.NoOption("repository", v); err != nil {
 				return err
 			}
 			args = append(args, flag+v)
@@ -303,29 +266,4 @@ func rest(c *module.Call) []string {
 		out = append(out, texts(v)...)
 	}
 	return out
-}
-
-// entry makes a row of the tables of functions.
-func entry(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Run: run}
-}
-
-// reads marks a function that changes nothing.
-func reads(f module.Function) module.Function { f.Reads = true; return f }
-
-// tests marks a function that knows test mode.
-func tests(f module.Function) module.Function { f.Tests = true; return f }
-
-// open lets a function take any names by position and any keywords, as Salt's *names, **kwargs.
-func open(f module.Function) module.Function { f.Rest, f.Extra = true, true; return f }
-
-// extra lets a function take keywords that it passes on.
-func extra(f module.Function) module.Function { f.Extra = true; return f }
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func opt(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
 }

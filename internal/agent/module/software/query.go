@@ -19,34 +19,34 @@ import (
 
 func (m *manager) queries() []module.Function {
 	latest := func(name string) module.Function {
-		return open(reads(entry(name, "Tells the newest version that could be installed, nothing when it is.\n\nsalt '*' "+name+" bash", m.latestVersion)))
+		return module.Open(module.Reads(name, "Tells the newest version that could be installed, nothing when it is.\n\nsalt '*' "+name+" bash", m.latestVersion))
 	}
 	upgrades := func(name string) module.Function {
-		return extra(reads(entry(name, "Lists the packages of which there is a newer version.\n\nsalt '*' "+name, m.listUpgrades, opt("refresh", module.Bool, true))))
+		return module.Extra(module.Reads(name, "Lists the packages of which there is a newer version.\n\nsalt '*' "+name, m.listUpgrades, module.May("refresh", module.Bool, true)))
 	}
 	return []module.Function{
-		open(reads(entry("pkg.version", "Tells the installed version of packages, nothing of one that is not.\n\nsalt '*' pkg.version bash", m.version))),
+		module.Open(module.Reads("pkg.version", "Tells the installed version of packages, nothing of one that is not.\n\nsalt '*' pkg.version bash", m.version)),
 		latest("pkg.latest_version"), latest("pkg.available_version"),
-		extra(reads(entry("pkg.list_pkgs", "Lists the installed packages with their versions.\n\nsalt '*' pkg.list_pkgs", m.listPkgs, opt("versions_as_list", module.Bool, false)))),
+		module.Extra(module.Reads("pkg.list_pkgs", "Lists the installed packages with their versions.\n\nsalt '*' pkg.list_pkgs", m.listPkgs, module.May("versions_as_list", module.Bool, false))),
 		upgrades("pkg.list_upgrades"), upgrades("pkg.list_updates"),
-		extra(reads(entry("pkg.upgrade_available", "Tells whether there is a newer version of a package.\n\nsalt '*' pkg.upgrade_available bash", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Extra(module.Reads("pkg.upgrade_available", "Tells whether there is a newer version of a package.\n\nsalt '*' pkg.upgrade_available bash", func(ctx context.Context, c *module.Call) (any, error) {
 			v, err := m.newest(ctx, []string{c.Str("name")}, keywords(c))
 			return v[c.Str("name")] != "", err
-		}, need("name", module.Str)))),
-		open(reads(entry("pkg.list_repo_pkgs", "Lists what the repositories have, with every version.\n\nsalt '*' pkg.list_repo_pkgs 'kernel*' byrepo=True", m.listRepoPkgs))),
-		reads(entry("pkg.version_cmp", "Compares two versions: -1, 0 or 1.\n\nsalt '*' pkg.version_cmp 1.0-1 1.0-2", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("name", module.Str))),
+		module.Open(module.Reads("pkg.list_repo_pkgs", "Lists what the repositories have, with every version.\n\nsalt '*' pkg.list_repo_pkgs 'kernel*' byrepo=True", m.listRepoPkgs)),
+		module.Reads("pkg.version_cmp", "Compares two versions: -1, 0 or 1.\n\nsalt '*' pkg.version_cmp 1.0-1 1.0-2", func(_ context.Context, c *module.Call) (any, error) {
 			return int64(compareVersions(c.Str("pkg1"), c.Str("pkg2"), c.Bool("ignore_epoch"))), nil
-		}, need("pkg1", module.Str), need("pkg2", module.Str), opt("ignore_epoch", module.Bool, false), opt("kwargs", module.Any, nil))),
-		reads(entry("pkg.normalize_name", "Takes the host's own architecture off a package's name.\n\nsalt '*' pkg.normalize_name bash.x86_64", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("pkg1", module.Str), module.Need("pkg2", module.Str), module.May("ignore_epoch", module.Bool, false), module.May("kwargs", module.Any, nil)),
+		module.Reads("pkg.normalize_name", "Takes the host's own architecture off a package's name.\n\nsalt '*' pkg.normalize_name bash.x86_64", func(_ context.Context, c *module.Call) (any, error) {
 			n := c.Str("name")
 			if base, arch, ok := cutArch(n); ok && (arch == m.arch || arch == "noarch") {
 				return base, nil
 			}
 			return n, nil
-		}, need("name", module.Str))),
-		open(reads(entry("pkg.what_provides", "Lists the packages that provide a name or a file.\n\nsalt '*' pkg.what_provides /usr/bin/perl", m.whatProvides))),
-		open(reads(entry("pkg.list_provides", "Lists the packages that provide a name or a file.\n\nsalt '*' pkg.list_provides webserver", m.whatProvides))),
-		extra(reads(entry("pkg.list_downloaded", "Lists the packages that lie in dnf's cache.\n\nsalt '*' pkg.list_downloaded", m.listDownloaded))),
+		}, module.Need("name", module.Str)),
+		module.Open(module.Reads("pkg.what_provides", "Lists the packages that provide a name or a file.\n\nsalt '*' pkg.what_provides /usr/bin/perl", m.whatProvides)),
+		module.Open(module.Reads("pkg.list_provides", "Lists the packages that provide a name or a file.\n\nsalt '*' pkg.list_provides webserver", m.whatProvides)),
+		module.Extra(module.Reads("pkg.list_downloaded", "Lists the packages that lie in dnf's cache.\n\nsalt '*' pkg.list_downloaded", m.listDownloaded)),
 	}
 }
 
@@ -197,9 +197,8 @@ func (m *manager) listPkgs(ctx context.Context, c *module.Call) (any, error) {
 			return map[string]any{}, nil
 		}
 	}
-	attrs := texts(c.Extra["attr"])
-	if attrs == nil && !c.Bool("versions_as_list") {
-		return m.snapshot(ctx)
+	if attr := c.Extra["attr"]; texts(attr) != nil || !c.Bool("versions_as_list") {
+		return m.measured(ctx, attr)
 	}
 	all, err := m.installed(ctx)
 	if err != nil {
@@ -207,19 +206,7 @@ func (m *manager) listPkgs(ctx context.Context, c *module.Call) (any, error) {
 	}
 	out := map[string]any{}
 	for k, l := range all {
-		if attrs == nil {
-			out[k] = versionsOf(l)
-			continue
-		}
-		rows := []any{}
-		for _, p := range l {
-			row, err := attributes(p, attrs)
-			if err != nil {
-				return nil, err
-			}
-			rows = append(rows, row)
-		}
-		out[k] = rows
+		out[k] = versionsOf(l)
 	}
 	return out, nil
 }
@@ -309,7 +296,7 @@ func (m *manager) newest(ctx context.Context, names []string, kw map[string]any)
 		base, arch, hasArch := cutArch(n)
 		for _, p := range found {
 			k := m.key(p.Name, p.Arch)
-			if k != n && !(hasArch && p.Name == base && p.Arch == arch) {
+			if k != n && (!hasArch || p.Name != base || p.Arch != arch) {
 				continue
 			}
 			if out[n] == "" || rpm.CompareEVR(p.EVR, out[n]) > 0 {
@@ -388,7 +375,7 @@ func (m *manager) whatProvides(ctx context.Context, c *module.Call) (any, error)
 	out := map[string]any{}
 	names := rest(c)
 	for _, n := range names {
-		if err := noOption("capability", n); err != nil {
+		if err := module.NoOption("capability", n); err != nil {
 			return nil, err
 		}
 		found, err := m.repoquery(ctx, c.Extra, "--whatprovides="+n)
@@ -416,7 +403,7 @@ func (m *manager) listDownloaded(ctx context.Context, _ *module.Call) (any, erro
 	for _, dir := range []string{"/var/cache/dnf", "/var/cache/libdnf5", "/var/cache/yum"} {
 		err := filepath.WalkDir(m.path(dir), func(p string, d os.DirEntry, err error) error {
 			if err != nil || d.IsDir() || filepath.Ext(p) != ".rpm" {
-				return nil // no such cache, or one that is being cleaned
+				return nil //nolint:nilerr // no such cache, or one that is being cleaned
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()

@@ -17,12 +17,12 @@ import (
 )
 
 func (m *manager) repos() []module.Function {
-	repo, base := need("repo", module.Str), opt("basedir", module.Any, nil)
+	repo, base := module.Need("repo", module.Str), module.May("basedir", module.Any, nil)
 	return []module.Function{
-		extra(reads(entry("pkg.list_repos", "Lists the repositories that the host knows.\n\nsalt '*' pkg.list_repos", m.listRepos, base))),
-		extra(reads(entry("pkg.get_repo", "Shows a repository.\n\nsalt '*' pkg.get_repo baseos", m.getRepo, repo, base, opt("strict_parser", module.Bool, true)))),
-		extra(tests(entry("pkg.mod_repo", "Adds a repository or changes its values; an empty value removes one.\n\nsalt '*' pkg.mod_repo extra baseurl=https://example.com/extra enabled=1 gpgcheck=1 name=Extra", m.modRepo, repo, base))),
-		extra(tests(entry("pkg.del_repo", "Removes a repository, and its file when it was the last in it.\n\nsalt '*' pkg.del_repo extra", m.delRepo, repo, base))),
+		module.Extra(module.Reads("pkg.list_repos", "Lists the repositories that the host knows.\n\nsalt '*' pkg.list_repos", m.listRepos, base)),
+		module.Extra(module.Reads("pkg.get_repo", "Shows a repository.\n\nsalt '*' pkg.get_repo baseos", m.getRepo, repo, base, module.May("strict_parser", module.Bool, true))),
+		module.Extra(module.Tests("pkg.mod_repo", "Adds a repository or changes its values; an empty value removes one.\n\nsalt '*' pkg.mod_repo extra baseurl=https://example.com/extra enabled=1 gpgcheck=1 name=Extra", m.modRepo, repo, base)),
+		module.Extra(module.Tests("pkg.del_repo", "Removes a repository, and its file when it was the last in it.\n\nsalt '*' pkg.del_repo extra", m.delRepo, repo, base)),
 	}
 }
 
@@ -31,7 +31,7 @@ func (m *manager) repos() []module.Function {
 func (m *manager) repoDirs(basedir any) ([]string, error) {
 	dirs := texts(basedir)
 	if dirs == nil {
-		text, err := readIfThere(m.path("/etc/dnf/dnf.conf"))
+		text, err := module.ReadIfThere(m.path("/etc/dnf/dnf.conf"))
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +70,7 @@ func (m *manager) repoFiles(basedir any) (map[string]*ini, error) {
 			if filepath.Ext(e.Name()) != ".repo" || e.IsDir() {
 				continue
 			}
-			text, err := readFile(m.path(filepath.Join(d, e.Name())))
+			text, err := module.ReadFile(m.path(filepath.Join(d, e.Name())))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

@@ -13,9 +13,9 @@ import (
 
 func (m *manager) restarts() []module.Function {
 	return []module.Function{
-		extra(reads(entry("pkg.services_need_restart", "Lists the services that run code which is no longer on the disk.\n\nsalt '*' pkg.services_need_restart", func(context.Context, *module.Call) (any, error) {
+		module.Extra(module.Reads("pkg.services_need_restart", "Lists the services that run code which is no longer on the disk.\n\nsalt '*' pkg.services_need_restart", func(context.Context, *module.Call) (any, error) {
 			return m.stale()
-		}))),
+		})),
 	}
 }
 
@@ -75,11 +75,11 @@ func (m *manager) stale() ([]string, error) {
 			continue
 		}
 		dir := m.path("/proc/" + e.Name())
-		text, err := readFile(dir + "/maps")
+		text, err := module.ReadFile(dir + "/maps")
 		if err != nil || !deletedCode(text) {
 			continue // gone, or a thread of the kernel
 		}
-		cg, err := readFile(dir + "/cgroup")
+		cg, err := module.ReadFile(dir + "/cgroup")
 		if err != nil {
 			continue
 		}

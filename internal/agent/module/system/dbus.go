@@ -7,6 +7,7 @@ import (
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
 
+	"drover/internal/agent/module"
 	"drover/internal/fault"
 )
 
@@ -16,33 +17,15 @@ type busConn struct {
 	dial func() (*godbus.Conn, error)
 }
 
-func busMissing(err error) error {
-	return fault.Unavailable("dbus_missing", "the system bus of this host does not answer").Wrap(err).
-		Fix("start dbus-broker or dbus-daemon; in a container without an init there is none")
-}
-
 // systemBus connects to the bus of the running system.
 func systemBus(ctx context.Context) (*busConn, error) {
-	return dialBus(func() (*godbus.Conn, error) { return godbus.SystemBusPrivate(godbus.WithContext(ctx)) })
+	return dialBus(func() (*godbus.Conn, error) { return godbus.ConnectSystemBus(godbus.WithContext(ctx)) })
 }
 
-func dialBus(open func() (*godbus.Conn, error)) (*busConn, error) {
-	dial := func() (*godbus.Conn, error) {
-		c, err := open()
-		if err != nil {
-			return nil, err
-		}
-		if err := c.Auth(nil); err != nil {
-			return nil, errors.Join(err, c.Close())
-		}
-		if err := c.Hello(); err != nil {
-			return nil, errors.Join(err, c.Close())
-		}
-		return c, nil
-	}
+func dialBus(dial func() (*godbus.Conn, error)) (*busConn, error) {
 	c, err := dial()
 	if err != nil {
-		return nil, busMissing(err)
+		return nil, module.NoBus(err)
 	}
 	return &busConn{c, dial}, nil
 }
@@ -55,11 +38,11 @@ func (m *machine) systemd(ctx context.Context) (*dbus.Conn, error) {
 	}
 	// The first connection only showed that there is a bus; go-systemd wants two of its own.
 	if err := b.Close(); err != nil {
-		return nil, busMissing(err)
+		return nil, module.NoBus(err)
 	}
 	c, err := dbus.NewConnection(b.dial)
 	if err != nil {
-		return nil, busMissing(err)
+		return nil, module.NoBus(err)
 	}
 	return c, nil
 }

@@ -1,11 +1,7 @@
 package system
 
 import (
-	"bufio"
 	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +11,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"drover/internal/agent/module"
+	"drover/internal/agent/module/bustest"
 	"drover/internal/fault"
 )
 
@@ -50,45 +47,9 @@ func must(t *testing.T, m *machine, name string, args ...any) any {
 	return v
 }
 
-const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>session</type><listen>unix:path=SOCKET</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`
-
-// privateBus runs a bus of the test's own and gives its address.
-func privateBus(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "bus") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	conf := filepath.Join(dir, "conf")
-	if err := os.WriteFile(conf, []byte(strings.ReplaceAll(busConfig, "SOCKET", socket)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("dbus-daemon", "--config-file="+conf, "--nofork", "--print-address")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("dbus-daemon: %v; install it to run this test", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(line)
-}
-
 func onBus(t *testing.T, m *machine, address string) {
 	m.bus = func(ctx context.Context) (*busConn, error) {
-		return dialBus(func() (*godbus.Conn, error) { return godbus.Dial(address, godbus.WithContext(ctx)) })
+		return dialBus(func() (*godbus.Conn, error) { return godbus.Connect(address, godbus.WithContext(ctx)) })
 	}
 }
 
@@ -318,7 +279,7 @@ func newFakeSystemd(t *testing.T, address string) *fakeSystemd {
 }
 
 func TestServices(t *testing.T) {
-	address := privateBus(t)
+	address := bustest.Start(t)
 	f := newFakeSystemd(t, address)
 	m := testMachine(t)
 	onBus(t, m, address)
@@ -392,7 +353,7 @@ func TestServices(t *testing.T) {
 		}
 	}
 	f.take()
-	if v, err := callIn(t, m, true, "service.stop", []any{"sshd"}, nil); v != true || err != nil || f.take() != "" {
+	if v, err := callIn(t, m, true, "service.stop", []any{"sshd"}, nil); v != any(true) || err != nil || f.take() != "" {
 		t.Errorf("test mode: %v, %v", v, err)
 	}
 	f.mu.Lock()
@@ -408,9 +369,9 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// A job that never ends lets go when the call is cancelled.
+// A job that never ends lets go when the call is canceled.
 func TestJobsEndWithTheCall(t *testing.T) {
-	address := privateBus(t)
+	address := bustest.Start(t)
 	f := newFakeSystemd(t, address)
 	m := testMachine(t)
 	onBus(t, m, address)
@@ -443,7 +404,7 @@ func TestWithoutABus(t *testing.T) {
 		}
 	}
 	// A bus on which systemd is not.
-	onBus(t, m, privateBus(t))
+	onBus(t, m, bustest.Start(t))
 	if _, err := call(t, m, "service.start", []any{"sshd"}, nil); fault.Code(err) != "dbus_service_missing" {
 		t.Errorf("a bus without systemd: %v", err)
 	}
@@ -489,7 +450,7 @@ func (f *fakeLogin) SetStaticHostname(n string, _ bool) *godbus.Error { f.note("
 func (f *fakeLogin) SetPrettyHostname(n string, _ bool) *godbus.Error { f.note("desc", n); return nil }
 
 func TestServicesOfSystemd(t *testing.T) {
-	address := privateBus(t)
+	address := bustest.Start(t)
 	conn, err := godbus.Connect(address)
 	if err != nil {
 		t.Fatal(err)

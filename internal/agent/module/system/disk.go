@@ -16,31 +16,31 @@ import (
 )
 
 func (m *machine) disk() []module.Function {
-	args := opt("args", module.Any, nil)
-	device := need("device", module.Str)
+	args := module.May("args", module.Any, nil)
+	device := module.Need("device", module.Str)
 	return []module.Function{
-		reads("disk.usage", "Tells how full the mounted file systems are.\n\nsalt '*' disk.usage", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("disk.usage", "Tells how full the mounted file systems are.\n\nsalt '*' disk.usage", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.usage(ctx, c, func(f unix.Statfs_t) (map[string]any, bool) {
 				total, used, free := blocks(f)
 				return map[string]any{"1K-blocks": total, "used": used, "available": free, "capacity": percent(used, free)}, total != "0"
 			})
 		}, args),
-		reads("disk.inodeusage", "Tells how many inodes of the mounted file systems are used.\n\nsalt '*' disk.inodeusage", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("disk.inodeusage", "Tells how many inodes of the mounted file systems are used.\n\nsalt '*' disk.inodeusage", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.usage(ctx, c, func(f unix.Statfs_t) (map[string]any, bool) {
 				total, used, free := module.Text(int64(f.Files)), module.Text(int64(f.Files-f.Ffree)), module.Text(int64(f.Ffree))
 				return map[string]any{"inodes": total, "used": used, "free": free, "use": percent(used, free)}, f.Blocks > 0
 			})
 		}, args),
-		reads("disk.percent", "Tells how full the mounted file systems, or one, are in percent.\n\nsalt '*' disk.percent /var", m.diskPercent, args),
-		reads("disk.blkid", "Lists the block devices with what is on them.\n\nsalt '*' disk.blkid /dev/sda1", m.blkid, opt("device", module.Str, nil), opt("token", module.Str, nil)),
-		reads("disk.fstype", "Tells the type of the file system on a device.\n\nsalt '*' disk.fstype /dev/sda1", m.fstype, device),
-		reads("disk.iostat", "Measures input and output of disks for a while.\n\nsalt '*' disk.iostat interval=1 count=5 disks=sda", m.iostat,
-			opt("interval", module.Num, 1), opt("count", module.Int, 5), opt("disks", module.List, nil)),
-		reads("disk.dump", "Shows what the kernel knows of a block device.\n\nsalt '*' disk.dump /dev/sda", m.diskDump, device, opt("args", module.List, nil)),
-		tests("disk.format", "Makes a file system on a device. Everything on it is lost.\n\nsalt '*' disk.format /dev/sdb1 xfs", m.format, formatParams...),
-		tests("disk.format_", "Makes a file system on a device. Everything on it is lost.\n\nsalt '*' disk.format_ /dev/sdb1 xfs", m.format, formatParams...),
-		tests("disk.resize2fs", "Lets an ext file system fill its device.\n\nsalt '*' disk.resize2fs /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
-			if err := noOption("device", c.Str("device")); err != nil || c.Test {
+		module.Reads("disk.percent", "Tells how full the mounted file systems, or one, are in percent.\n\nsalt '*' disk.percent /var", m.diskPercent, args),
+		module.Reads("disk.blkid", "Lists the block devices with what is on them.\n\nsalt '*' disk.blkid /dev/sda1", m.blkid, module.May("device", module.Str, nil), module.May("token", module.Str, nil)),
+		module.Reads("disk.fstype", "Tells the type of the file system on a device.\n\nsalt '*' disk.fstype /dev/sda1", m.fstype, device),
+		module.Reads("disk.iostat", "Measures input and output of disks for a while.\n\nsalt '*' disk.iostat interval=1 count=5 disks=sda", m.iostat,
+			module.May("interval", module.Num, 1), module.May("count", module.Int, 5), module.May("disks", module.List, nil)),
+		module.Reads("disk.dump", "Shows what the kernel knows of a block device.\n\nsalt '*' disk.dump /dev/sda", m.diskDump, device, module.May("args", module.List, nil)),
+		module.Tests("disk.format", "Makes a file system on a device. Everything on it is lost.\n\nsalt '*' disk.format /dev/sdb1 xfs", m.format, formatParams...),
+		module.Tests("disk.format_", "Makes a file system on a device. Everything on it is lost.\n\nsalt '*' disk.format_ /dev/sdb1 xfs", m.format, formatParams...),
+		module.Tests("disk.resize2fs", "Lets an ext file system fill its device.\n\nsalt '*' disk.resize2fs /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
+			if err := module.NoOption("device", c.Str("device")); err != nil || c.Test {
 				return true, err
 			}
 			o, err := m.run(ctx, "resize2fs", c.Str("device"))
@@ -49,8 +49,8 @@ func (m *machine) disk() []module.Function {
 	}
 }
 
-var formatParams = []module.Param{need("device", module.Str), opt("fs_type", module.Str, "ext4"), opt("inode_size", module.Int, nil),
-	opt("lazy_itable_init", module.Int, nil), opt("fat", module.Int, nil), opt("force", module.Bool, false)}
+var formatParams = []module.Param{module.Need("device", module.Str), module.May("fs_type", module.Str, "ext4"), module.May("inode_size", module.Int, nil),
+	module.May("lazy_itable_init", module.Int, nil), module.May("fat", module.Int, nil), module.May("force", module.Bool, false)}
 
 // blocks are the sizes of a file system in KiB.
 func blocks(f unix.Statfs_t) (total, used, free string) {
@@ -71,7 +71,7 @@ func percent(used, free string) string {
 func (e mountEntry) network() bool {
 	t := e.Type
 	return strings.HasPrefix(t, "nfs") || strings.HasPrefix(t, "cifs") || strings.HasPrefix(t, "smb") || strings.HasPrefix(t, "fuse") ||
-		slices.Contains([]string{"afs", "ceph", "glusterfs", "9p", "lustre", "ncpfs", "autofs"}, t) || slices.Contains(e.opts(), "_netdev")
+		slices.Contains([]string{"afs", "ceph", "glusterfs", "9p", "lustre", "ncpfs", "autofs"}, t) || slices.Contains(e.opts(), "_netdev") //nolint:misspell // lustre is a file system
 }
 
 const probeTime = 5 * time.Second
@@ -244,7 +244,7 @@ func unescapeExport(s string) string {
 		}
 		b.WriteByte(s[i])
 	}
-	return valid(b.String())
+	return module.Valid(b.String())
 }
 
 func (m *machine) blkid(ctx context.Context, c *module.Call) (any, error) {
@@ -256,7 +256,7 @@ func (m *machine) blkid(ctx context.Context, c *module.Call) (any, error) {
 		argv = append(argv, "-t", t)
 	}
 	if d := c.Str("device"); d != "" {
-		if err := noOption("device", d); err != nil {
+		if err := module.NoOption("device", d); err != nil {
 			return nil, err
 		}
 		argv = append(argv, d)
@@ -273,7 +273,7 @@ func (m *machine) blkid(ctx context.Context, c *module.Call) (any, error) {
 
 func (m *machine) fstype(ctx context.Context, c *module.Call) (any, error) {
 	d := c.Str("device")
-	if err := noOption("device", d); err != nil {
+	if err := module.NoOption("device", d); err != nil {
 		return nil, err
 	}
 	all, err := m.mountTable()
@@ -335,7 +335,7 @@ func (m *machine) iostat(ctx context.Context, c *module.Call) (any, error) {
 	sum := map[string]map[string]float64{}
 	last := m.now()
 	for range count {
-		if err := sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
+		if err := module.Sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
 			return nil, err
 		}
 		after, err := m.diskstats()
@@ -420,7 +420,7 @@ func (m *machine) diskDump(_ context.Context, c *module.Call) (any, error) {
 
 func (m *machine) format(ctx context.Context, c *module.Call) (any, error) {
 	device, kind := c.Str("device"), c.Str("fs_type")
-	if err := noOption("device", device); err != nil {
+	if err := module.NoOption("device", device); err != nil {
 		return nil, err
 	}
 	if strings.Trim(kind, "abcdefghijklmnopqrstuvwxyz0123456789") != "" || kind == "" {

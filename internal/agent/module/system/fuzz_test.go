@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"drover/internal/agent/module"
 )
 
 func marshal(v any) (string, error) {
@@ -50,12 +52,12 @@ func FuzzTables(f *testing.F) {
 		fstab(s)
 		// A line of fstab reads back as it was written.
 		if e, ok := fstabLine(s); ok {
-			if again, ok := fstabLine(e.String()); !ok || again != e && valid(e.Device) == e.Device && valid(e.Dir) == e.Dir {
+			if again, ok := fstabLine(e.String()); !ok || again != e && module.Valid(e.Device) == e.Device && module.Valid(e.Dir) == e.Dir {
 				t.Errorf("%q: %+v is read as %+v", s, e, again)
 			}
 		}
 		// Setting a kernel parameter twice changes nothing the second time.
-		if next, stands := sysctlEdit(valid(s), "a.b", "1"); !stands {
+		if next, stands := sysctlEdit(module.Valid(s), "a.b", "1"); !stands {
 			if again, stands := sysctlEdit(next, "a.b", "1"); !stands || again != next {
 				t.Errorf("%q then %q", next, again)
 			}

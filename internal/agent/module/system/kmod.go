@@ -18,26 +18,26 @@ import (
 const modulesFile = "/etc/modules-load.d/salt_managed.conf"
 
 func (m *machine) kmod() []module.Function {
-	mod, persist := need("mod", module.Str), opt("persist", module.Bool, false)
+	mod, persist := module.Need("mod", module.Str), module.May("persist", module.Bool, false)
 	return []module.Function{
-		reads("kmod.available", "Lists the kernel modules that could be loaded.\n\nsalt '*' kmod.available", func(context.Context, *module.Call) (any, error) { return m.modules() }),
-		reads("kmod.check_available", "Tells whether a kernel module could be loaded.\n\nsalt '*' kmod.check_available kvm", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("kmod.available", "Lists the kernel modules that could be loaded.\n\nsalt '*' kmod.available", func(context.Context, *module.Call) (any, error) { return m.modules() }),
+		module.Reads("kmod.check_available", "Tells whether a kernel module could be loaded.\n\nsalt '*' kmod.check_available kvm", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := m.modules()
 			return slices.Contains(all, underscore(c.Str("mod"))), err
 		}, mod),
-		reads("kmod.lsmod", "Lists the loaded kernel modules with their users.\n\nsalt '*' kmod.lsmod", func(context.Context, *module.Call) (any, error) { return m.lsmod() }),
-		reads("kmod.mod_list", "Lists the loaded kernel modules, or those loaded at every boot.\n\nsalt '*' kmod.mod_list", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("kmod.lsmod", "Lists the loaded kernel modules with their users.\n\nsalt '*' kmod.lsmod", func(context.Context, *module.Call) (any, error) { return m.lsmod() }),
+		module.Reads("kmod.mod_list", "Lists the loaded kernel modules, or those loaded at every boot.\n\nsalt '*' kmod.mod_list", func(_ context.Context, c *module.Call) (any, error) {
 			if c.Bool("only_persist") {
 				return m.persistent()
 			}
 			return m.loaded()
-		}, opt("only_persist", module.Bool, false)),
-		reads("kmod.is_loaded", "Tells whether a kernel module is loaded.\n\nsalt '*' kmod.is_loaded kvm", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.May("only_persist", module.Bool, false)),
+		module.Reads("kmod.is_loaded", "Tells whether a kernel module is loaded.\n\nsalt '*' kmod.is_loaded kvm", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := m.loaded()
 			return slices.Contains(all, underscore(c.Str("mod"))), err
 		}, mod),
-		tests("kmod.load", "Loads a kernel module and what it needs; lists what is new.\n\nsalt '*' kmod.load kvm persist=True", m.kmodLoad, mod, persist),
-		tests("kmod.remove", "Unloads a kernel module; lists what went.\n\nsalt '*' kmod.remove kvm", m.kmodRemove, mod, persist, opt("comment", module.Bool, true)),
+		module.Tests("kmod.load", "Loads a kernel module and what it needs; lists what is new.\n\nsalt '*' kmod.load kvm persist=True", m.kmodLoad, mod, persist),
+		module.Tests("kmod.remove", "Unloads a kernel module; lists what went.\n\nsalt '*' kmod.remove kvm", m.kmodRemove, mod, persist, module.May("comment", module.Bool, true)),
 	}
 }
 
@@ -108,7 +108,7 @@ func (m *machine) loaded() ([]string, error) {
 }
 
 func (m *machine) persistent() ([]string, error) {
-	text, err := readIfThere(m.path(modulesFile))
+	text, err := module.ReadIfThere(m.path(modulesFile))
 	out := []string{}
 	for _, l := range module.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" && l[0] != '#' && l[0] != ';' {
@@ -132,7 +132,7 @@ func difference(a, b []string) []string {
 
 func (m *machine) kmodLoad(ctx context.Context, c *module.Call) (any, error) {
 	mod := c.Str("mod")
-	if err := noOption("kernel module", mod); err != nil {
+	if err := module.NoOption("kernel module", mod); err != nil {
 		return nil, err
 	}
 	before, err := m.loaded()
@@ -177,7 +177,7 @@ func (m *machine) kmodLoad(ctx context.Context, c *module.Call) (any, error) {
 
 func (m *machine) editModules(edit func([]string) []string) error {
 	file := m.path(modulesFile)
-	text, err := readIfThere(file)
+	text, err := module.ReadIfThere(file)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (m *machine) editModules(edit func([]string) []string) error {
 
 func (m *machine) kmodRemove(ctx context.Context, c *module.Call) (any, error) {
 	mod := c.Str("mod")
-	if err := noOption("kernel module", mod); err != nil {
+	if err := module.NoOption("kernel module", mod); err != nil {
 		return nil, err
 	}
 	before, err := m.loaded()

@@ -12,21 +12,21 @@ import (
 )
 
 func (m *machine) locale() []module.Function {
-	name := need("locale", module.Str)
+	name := module.Need("locale", module.Str)
 	return []module.Function{
-		reads("locale.get_locale", "Tells the language of the host.\n\nsalt '*' locale.get_locale", func(context.Context, *module.Call) (any, error) {
-			text, err := readIfThere(m.path(m.localeFile()))
+		module.Reads("locale.get_locale", "Tells the language of the host.\n\nsalt '*' locale.get_locale", func(context.Context, *module.Call) (any, error) {
+			text, err := module.ReadIfThere(m.path(m.localeFile()))
 			return localeLang(text), err
 		}),
-		tests("locale.set_locale", "Sets the language of the host.\n\nsalt '*' locale.set_locale en_US.UTF-8", m.setLocale, name),
-		reads("locale.list_avail", "Lists the languages that the host has.\n\nsalt '*' locale.list_avail", func(ctx context.Context, _ *module.Call) (any, error) {
+		module.Tests("locale.set_locale", "Sets the language of the host.\n\nsalt '*' locale.set_locale en_US.UTF-8", m.setLocale, name),
+		module.Reads("locale.list_avail", "Lists the languages that the host has.\n\nsalt '*' locale.list_avail", func(ctx context.Context, _ *module.Call) (any, error) {
 			text, err := m.must(ctx, "locale", "-a")
 			return module.Lines(text), err
 		}),
-		reads("locale.avail", "Tells whether the host has a language.\n\nsalt '*' locale.avail en_US.UTF-8", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("locale.avail", "Tells whether the host has a language.\n\nsalt '*' locale.avail en_US.UTF-8", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.localeAvail(ctx, c.Str("locale"))
 		}, name),
-		extra(tests("locale.gen_locale", "Makes a language that the host has not.\n\nsalt '*' locale.gen_locale en_IE.UTF-8", m.genLocale, name, opt("verbose", module.Bool, false))),
+		module.Extra(module.Tests("locale.gen_locale", "Makes a language that the host has not.\n\nsalt '*' locale.gen_locale en_IE.UTF-8", m.genLocale, name, module.May("verbose", module.Bool, false))),
 	}
 }
 
@@ -75,7 +75,7 @@ func (m *machine) setLocale(ctx context.Context, c *module.Call) (any, error) {
 		return err == nil, err
 	}
 	file := m.localeFile()
-	text, err := readIfThere(m.path(file))
+	text, err := module.ReadIfThere(m.path(file))
 	if err != nil {
 		return nil, err
 	}

@@ -12,48 +12,48 @@ import (
 )
 
 func (m *machine) lvm() []module.Function {
-	quiet := opt("quiet", module.Bool, false)
-	devices := need("devices", module.Any)
-	override, force := opt("override", module.Bool, true), opt("force", module.Bool, false)
+	quiet := module.May("quiet", module.Bool, false)
+	devices := module.Need("devices", module.Any)
+	override, force := module.May("override", module.Bool, true), module.May("force", module.Bool, false)
 	lv := func(fn, doc string) module.Function {
-		return tests("lvm."+fn, doc+"\n\nsalt '*' lvm."+fn+" +10G /dev/vg/data", func(ctx context.Context, c *module.Call) (any, error) { return m.lvsize(ctx, c, fn) },
-			opt("size", module.Str, nil), need("lvpath", module.Str), opt("extents", module.Str, nil), force, opt("resizefs", module.Bool, false))
+		return module.Tests("lvm."+fn, doc+"\n\nsalt '*' lvm."+fn+" +10G /dev/vg/data", func(ctx context.Context, c *module.Call) (any, error) { return m.lvsize(ctx, c, fn) },
+			module.May("size", module.Str, nil), module.Need("lvpath", module.Str), module.May("extents", module.Str, nil), force, module.May("resizefs", module.Bool, false))
 	}
 	return []module.Function{
-		reads("lvm.version", "Tells the version of LVM.\n\nsalt '*' lvm.version", func(ctx context.Context, _ *module.Call) (any, error) {
+		module.Reads("lvm.version", "Tells the version of LVM.\n\nsalt '*' lvm.version", func(ctx context.Context, _ *module.Call) (any, error) {
 			v, err := m.lvmVersion(ctx)
 			return v["LVM version"], err
 		}),
-		reads("lvm.fullversion", "Tells the versions of LVM and its parts.\n\nsalt '*' lvm.fullversion", func(ctx context.Context, _ *module.Call) (any, error) { return m.lvmVersion(ctx) }),
-		reads("lvm.pvdisplay", "Shows the physical volumes.\n\nsalt '*' lvm.pvdisplay /dev/sdb", m.lvmDisplay("pvs", "pvname", pvColumns), opt("pvname", module.Str, ""), opt("real", module.Bool, false), quiet),
-		reads("lvm.vgdisplay", "Shows the volume groups.\n\nsalt '*' lvm.vgdisplay data", m.lvmDisplay("vgs", "vgname", vgColumns), opt("vgname", module.Str, ""), quiet),
-		reads("lvm.lvdisplay", "Shows the logical volumes.\n\nsalt '*' lvm.lvdisplay /dev/data/srv", m.lvmDisplay("lvs", "lvname", lvColumns), opt("lvname", module.Str, ""), quiet),
-		extra(tests("lvm.pvcreate", "Makes devices physical volumes.\n\nsalt '*' lvm.pvcreate /dev/sdb1,/dev/sdb2", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("lvm.fullversion", "Tells the versions of LVM and its parts.\n\nsalt '*' lvm.fullversion", func(ctx context.Context, _ *module.Call) (any, error) { return m.lvmVersion(ctx) }),
+		module.Reads("lvm.pvdisplay", "Shows the physical volumes.\n\nsalt '*' lvm.pvdisplay /dev/sdb", m.lvmDisplay("pvs", "pvname", pvColumns), module.May("pvname", module.Str, ""), module.May("real", module.Bool, false), quiet),
+		module.Reads("lvm.vgdisplay", "Shows the volume groups.\n\nsalt '*' lvm.vgdisplay data", m.lvmDisplay("vgs", "vgname", vgColumns), module.May("vgname", module.Str, ""), quiet),
+		module.Reads("lvm.lvdisplay", "Shows the logical volumes.\n\nsalt '*' lvm.lvdisplay /dev/data/srv", m.lvmDisplay("lvs", "lvname", lvColumns), module.May("lvname", module.Str, ""), quiet),
+		module.Extra(module.Tests("lvm.pvcreate", "Makes devices physical volumes.\n\nsalt '*' lvm.pvcreate /dev/sdb1,/dev/sdb2", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.pvEach(ctx, c, "pvcreate", false, lvmKeywords(c, "metadatasize", "dataalignment", "dataalignmentoffset", "pvmetadatacopies", "metadatacopies", "metadataignore", "restorefile", "norestorefile", "labelsector", "setphysicalvolumesize"))
-		}, devices, override, opt("force", module.Bool, true))),
-		extra(tests("lvm.pvremove", "Makes devices no longer physical volumes.\n\nsalt '*' lvm.pvremove /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
+		}, devices, override, module.May("force", module.Bool, true))),
+		module.Extra(module.Tests("lvm.pvremove", "Makes devices no longer physical volumes.\n\nsalt '*' lvm.pvremove /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.pvEach(ctx, c, "pvremove", true, nil)
-		}, devices, override, opt("force", module.Bool, true))),
-		tests("lvm.pvresize", "Lets physical volumes fill their devices.\n\nsalt '*' lvm.pvresize /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
+		}, devices, override, module.May("force", module.Bool, true))),
+		module.Tests("lvm.pvresize", "Lets physical volumes fill their devices.\n\nsalt '*' lvm.pvresize /dev/sdb1", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.pvEach(ctx, c, "pvresize", true, nil)
-		}, devices, override, opt("force", module.Bool, true)),
-		extra(tests("lvm.vgcreate", "Makes a volume group.\n\nsalt '*' lvm.vgcreate data /dev/sdb1,/dev/sdb2", func(ctx context.Context, c *module.Call) (any, error) {
+		}, devices, override, module.May("force", module.Bool, true)),
+		module.Extra(module.Tests("lvm.vgcreate", "Makes a volume group.\n\nsalt '*' lvm.vgcreate data /dev/sdb1,/dev/sdb2", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.vgDevices(ctx, c, "vgcreate", lvmKeywords(c, "addtag", "alloc", "autobackup", "clustered", "maxlogicalvolumes", "maxphysicalvolumes", "metadatatype", "vgmetadatacopies", "metadatacopies", "physicalextentsize", "zero"))
-		}, need("vgname", module.Str), devices, force)),
-		tests("lvm.vgextend", "Adds physical volumes to a volume group.\n\nsalt '*' lvm.vgextend data /dev/sdc1", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("vgname", module.Str), devices, force)),
+		module.Tests("lvm.vgextend", "Adds physical volumes to a volume group.\n\nsalt '*' lvm.vgextend data /dev/sdc1", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.vgDevices(ctx, c, "vgextend", nil)
-		}, need("vgname", module.Str), devices, force),
-		tests("lvm.vgremove", "Removes a volume group. Everything on it is lost.\n\nsalt '*' lvm.vgremove data", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("vgname", module.Str), devices, force),
+		module.Tests("lvm.vgremove", "Removes a volume group. Everything on it is lost.\n\nsalt '*' lvm.vgremove data", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.lvmDo(ctx, c, "Removed Volume Group "+c.Str("vgname"), []string{"vgremove", "-f", "-y"}, c.Str("vgname"))
-		}, need("vgname", module.Str), opt("force", module.Bool, true)),
-		extra(tests("lvm.lvcreate", "Makes a logical volume.\n\nsalt '*' lvm.lvcreate srv data size=10G", m.lvcreate, need("lvname", module.Str), need("vgname", module.Str), opt("size", module.Str, nil),
-			opt("extents", module.Str, nil), opt("snapshot", module.Str, nil), opt("pv", module.Str, nil), opt("thinvolume", module.Bool, false), opt("thinpool", module.Bool, false), force)),
-		tests("lvm.lvremove", "Removes a logical volume. Everything on it is lost.\n\nsalt '*' lvm.lvremove srv data", func(ctx context.Context, c *module.Call) (any, error) {
-			if err := noOption("logical volume", c.Str("lvname")); err != nil {
+		}, module.Need("vgname", module.Str), module.May("force", module.Bool, true)),
+		module.Extra(module.Tests("lvm.lvcreate", "Makes a logical volume.\n\nsalt '*' lvm.lvcreate srv data size=10G", m.lvcreate, module.Need("lvname", module.Str), module.Need("vgname", module.Str), module.May("size", module.Str, nil),
+			module.May("extents", module.Str, nil), module.May("snapshot", module.Str, nil), module.May("pv", module.Str, nil), module.May("thinvolume", module.Bool, false), module.May("thinpool", module.Bool, false), force)),
+		module.Tests("lvm.lvremove", "Removes a logical volume. Everything on it is lost.\n\nsalt '*' lvm.lvremove srv data", func(ctx context.Context, c *module.Call) (any, error) {
+			if err := module.NoOption("logical volume", c.Str("lvname")); err != nil {
 				return nil, err
 			}
 			return m.lvmDo(ctx, c, "Logical Volume "+c.Str("lvname")+" successfully removed.", []string{"lvremove", "-f", "-y"}, c.Str("vgname")+"/"+c.Str("lvname"))
-		}, need("lvname", module.Str), need("vgname", module.Str), opt("force", module.Bool, true)),
+		}, module.Need("lvname", module.Str), module.Need("vgname", module.Str), module.May("force", module.Bool, true)),
 		lv("lvresize", "Sets the size of a logical volume."),
 		lv("lvextend", "Makes a logical volume larger."),
 	}
@@ -120,7 +120,7 @@ func (m *machine) lvmDisplay(verb, arg string, columns []column) func(context.Co
 	return func(ctx context.Context, c *module.Call) (any, error) {
 		argv := []string{"lvm", verb, "--reportformat", "json", "--units", "s", "--nosuffix", "-o", reportFields[verb]}
 		if n := c.Str(arg); n != "" {
-			if err := noOption("volume", n); err != nil {
+			if err := module.NoOption("volume", n); err != nil {
 				return nil, err
 			}
 			argv = append(argv, n)
@@ -211,7 +211,7 @@ func deviceList(c *module.Call) ([]string, error) {
 		return nil, fault.Invalid("argument", "no device is named")
 	}
 	for _, d := range out {
-		if err := noOption("device", d); err != nil {
+		if err := module.NoOption("device", d); err != nil {
 			return nil, err
 		}
 	}
@@ -267,7 +267,7 @@ func (m *machine) pvEach(ctx context.Context, c *module.Call, verb string, wantP
 // lvmDo runs a program that makes or ends one volume, and shows the volume with what it said.
 func (m *machine) lvmDo(ctx context.Context, c *module.Call, told string, argv []string, names ...string) (any, error) {
 	for _, n := range names {
-		if err := noOption("volume", n); err != nil {
+		if err := module.NoOption("volume", n); err != nil {
 			return nil, err
 		}
 	}
@@ -331,7 +331,7 @@ func (m *machine) lvcreate(ctx context.Context, c *module.Call) (any, error) {
 	default:
 		argv, names = append(argv, "-n", lv), []string{vg}
 	}
-	if err := noOption("logical volume", lv); err != nil {
+	if err := module.NoOption("logical volume", lv); err != nil {
 		return nil, err
 	}
 	if pv := c.Str("pv"); pv != "" {
@@ -367,7 +367,7 @@ func (m *machine) lvsize(ctx context.Context, c *module.Call, verb string) (any,
 	if c.Has("extents") {
 		flag, v = "-l", c.Str("extents")
 	}
-	if strings.Trim(v, "0123456789.+-%bBsSkKmMgGtTpPeEVGFRPLIOIN") != "" || v == "" {
+	if strings.Trim(v, "0123456789.+-%bBsSkKmMgGtTpPeEVFRLION") != "" || v == "" {
 		return nil, fault.Invalid("bad_size", "%q is not a size", v)
 	}
 	told, err := m.lvmDo(ctx, c, fmt.Sprintf("Logical volume %s successfully resized.", c.Str("lvpath")), append(argv, flag, v), c.Str("lvpath"))

@@ -2,9 +2,6 @@ package system
 
 import (
 	"context"
-	"errors"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,10 +14,7 @@ import (
 	"drover/internal/fault"
 )
 
-const (
-	maxFile   = 8 << 20 // of one file that is read whole
-	maxOutput = 8 << 20 // of one program
-)
+const maxOutput = 8 << 20 // of one program
 
 // machine is where the functions look and act. Tests give it another root, bus and clock.
 type machine struct {
@@ -62,8 +56,11 @@ func (m *machine) path(p string) string { return filepath.Join(m.root, p) }
 // real tells whether the machine is the one that the process runs on.
 func (m *machine) real() bool { return m.root == "/" }
 
-// read is a file of the machine, whole and bounded.
-func (m *machine) read(p string) (string, error) { return readFile(m.path(p)) }
+// read is a file of the machine, whole and bounded, for what is shown.
+func (m *machine) read(p string) (string, error) {
+	s, err := module.ReadFile(m.path(p))
+	return module.Valid(s), err
+}
 
 // text is a file of the machine without white space around it, "" when it cannot be read: for
 // facts that a kernel may or may not offer.
@@ -84,33 +81,6 @@ func (m *machine) lines(p string) ([]string, error) {
 func (m *machine) exists(p string) bool {
 	_, err := os.Stat(m.path(p))
 	return err == nil
-}
-
-func readFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return "", err
-	}
-	if len(b) > maxFile {
-		return "", fault.TooLarge("file_too_large", "%s is larger than %d bytes", name, maxFile)
-	}
-	return valid(string(b)), nil
-}
-
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
-// readIfThere is a file's text; a missing file is empty.
-func readIfThere(name string) (string, error) {
-	s, err := readFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return s, err
 }
 
 // program runs a program, which ends with ctx.
@@ -142,17 +112,9 @@ func said(o output) string {
 		s = strings.TrimSpace(o.Out)
 	}
 	if len(s) > 4096 {
-		s = valid(s[len(s)-4096:])
+		s = module.Valid(s[len(s)-4096:])
 	}
 	return s
-}
-
-// noOption refuses a name that a program would take for an option.
-func noOption(what, s string) error {
-	if s == "" || strings.HasPrefix(s, "-") || strings.ContainsAny(s, "\n\x00") {
-		return fault.Invalid("bad_name", "%q cannot be the name of a %s", s, what)
-	}
-	return nil
 }
 
 func number(s string) int64 {
@@ -172,39 +134,6 @@ func field(f []string, i int) string {
 		return ""
 	}
 	return f[i]
-}
-
-// reads, changes and tests make the entries of the tables; they keep those to a line or two.
-func reads(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Reads: true, Run: run}
-}
-
-func changes(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Run: run}
-}
-
-func tests(name, doc string, run func(context.Context, *module.Call) (any, error), params ...module.Param) module.Function {
-	return module.Function{Name: name, Doc: doc, Params: params, Tests: true, Run: run}
-}
-
-// rest lets a function take any number of arguments by position.
-func rest(f module.Function) module.Function {
-	f.Rest = true
-	return f
-}
-
-// extra lets a function take keywords that it does not know.
-func extra(f module.Function) module.Function {
-	f.Extra = true
-	return f
-}
-
-func need(name string, t module.Type) module.Param {
-	return module.Param{Name: name, Type: t, Required: true}
-}
-
-func opt(name string, t module.Type, def any) module.Param {
-	return module.Param{Name: name, Type: t, Default: def}
 }
 
 // restTexts are the arguments by position as texts.

@@ -22,32 +22,32 @@ import (
 const fstabFile = "/etc/fstab"
 
 func (m *machine) mounts() []module.Function {
-	name, config := need("name", module.Str), opt("config", module.Str, fstabFile)
+	name, config := module.Need("name", module.Str), module.May("config", module.Str, fstabFile)
 	mounting := func(fn, doc string, device module.Param, run func(context.Context, *module.Call) (any, error), more ...module.Param) module.Function {
-		return tests("mount."+fn, doc, run, append([]module.Param{name, device, opt("mkmnt", module.Bool, false), opt("fstype", module.Str, ""),
-			opt("opts", module.Any, "defaults"), opt("user", module.Str, nil)}, more...)...)
+		return module.Tests("mount."+fn, doc, run, append([]module.Param{name, device, module.May("mkmnt", module.Bool, false), module.May("fstype", module.Str, ""),
+			module.May("opts", module.Any, "defaults"), module.May("user", module.Str, nil)}, more...)...)
 	}
 	return []module.Function{
-		reads("mount.active", "Lists what is mounted, by mount point.\n\nsalt '*' mount.active", m.mountActive, opt("extended", module.Bool, false)),
-		reads("mount.fstab", "Lists what /etc/fstab says, by mount point.\n\nsalt '*' mount.fstab", func(_ context.Context, c *module.Call) (any, error) {
-			text, err := readIfThere(m.path(c.Str("config")))
+		module.Reads("mount.active", "Lists what is mounted, by mount point.\n\nsalt '*' mount.active", m.mountActive, module.May("extended", module.Bool, false)),
+		module.Reads("mount.fstab", "Lists what /etc/fstab says, by mount point.\n\nsalt '*' mount.fstab", func(_ context.Context, c *module.Call) (any, error) {
+			text, err := module.ReadIfThere(m.path(c.Str("config")))
 			return fstab(text), err
 		}, config),
-		tests("mount.set_fstab", "Writes a line of /etc/fstab, if it is not there as it should.\n\nsalt '*' mount.set_fstab /srv /dev/sdb1 xfs", m.setFstab,
-			name, need("device", module.Str), need("fstype", module.Str), opt("opts", module.Any, "defaults"), opt("dump", module.Int, 0), opt("pass_num", module.Int, 0),
-			config, opt("test", module.Bool, false), opt("match_on", module.Any, "auto"), opt("not_change", module.Bool, false)),
-		tests("mount.rm_fstab", "Takes a line out of /etc/fstab.\n\nsalt '*' mount.rm_fstab /srv /dev/sdb1", m.rmFstab, name, opt("device", module.Str, nil), config),
-		mounting("mount", "Mounts a file system.\n\nsalt '*' mount.mount /srv /dev/sdb1 True", opt("device", module.Str, nil), m.mount, opt("util", module.Str, "mount")),
-		mounting("remount", "Mounts a file system anew with other options.\n\nsalt '*' mount.remount /srv /dev/sdb1 opts=ro", need("device", module.Str), m.remount),
-		tests("mount.umount", "Unmounts a file system.\n\nsalt '*' mount.umount /srv", m.umount, name, opt("device", module.Str, nil), opt("user", module.Str, nil),
-			opt("util", module.Str, "mount"), opt("lazy", module.Bool, false)),
-		reads("mount.is_mounted", "Tells whether something is mounted at a directory.\n\nsalt '*' mount.is_mounted /srv", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("mount.set_fstab", "Writes a line of /etc/fstab, if it is not there as it should.\n\nsalt '*' mount.set_fstab /srv /dev/sdb1 xfs", m.setFstab,
+			name, module.Need("device", module.Str), module.Need("fstype", module.Str), module.May("opts", module.Any, "defaults"), module.May("dump", module.Int, 0), module.May("pass_num", module.Int, 0),
+			config, module.May("test", module.Bool, false), module.May("match_on", module.Any, "auto"), module.May("not_change", module.Bool, false)),
+		module.Tests("mount.rm_fstab", "Takes a line out of /etc/fstab.\n\nsalt '*' mount.rm_fstab /srv /dev/sdb1", m.rmFstab, name, module.May("device", module.Str, nil), config),
+		mounting("mount", "Mounts a file system.\n\nsalt '*' mount.mount /srv /dev/sdb1 True", module.May("device", module.Str, nil), m.mount, module.May("util", module.Str, "mount")),
+		mounting("remount", "Mounts a file system anew with other options.\n\nsalt '*' mount.remount /srv /dev/sdb1 opts=ro", module.Need("device", module.Str), m.remount),
+		module.Tests("mount.umount", "Unmounts a file system.\n\nsalt '*' mount.umount /srv", m.umount, name, module.May("device", module.Str, nil), module.May("user", module.Str, nil),
+			module.May("util", module.Str, "mount"), module.May("lazy", module.Bool, false)),
+		module.Reads("mount.is_mounted", "Tells whether something is mounted at a directory.\n\nsalt '*' mount.is_mounted /srv", func(_ context.Context, c *module.Call) (any, error) {
 			all, err := m.mountTable()
 			return slices.ContainsFunc(all, func(x mountEntry) bool { return x.Dir == filepath.Clean(c.Str("name")) }), err
 		}, name),
-		reads("mount.swaps", "Lists the active swap areas.\n\nsalt '*' mount.swaps", func(context.Context, *module.Call) (any, error) { return m.swaps() }),
-		tests("mount.swapon", "Activates a swap area.\n\nsalt '*' mount.swapon /dev/sdb2", m.swapon, name, opt("priority", module.Any, nil)),
-		tests("mount.swapoff", "Deactivates a swap area.\n\nsalt '*' mount.swapoff /dev/sdb2", m.swapoff, name),
+		module.Reads("mount.swaps", "Lists the active swap areas.\n\nsalt '*' mount.swaps", func(context.Context, *module.Call) (any, error) { return m.swaps() }),
+		module.Tests("mount.swapon", "Activates a swap area.\n\nsalt '*' mount.swapon /dev/sdb2", m.swapon, name, module.May("priority", module.Any, nil)),
+		module.Tests("mount.swapoff", "Deactivates a swap area.\n\nsalt '*' mount.swapoff /dev/sdb2", m.swapoff, name),
 	}
 }
 
@@ -73,7 +73,7 @@ func octal(s string) string {
 		}
 		b.WriteByte(s[i])
 	}
-	return valid(b.String())
+	return module.Valid(b.String())
 }
 
 func escape(s string) string {
@@ -261,7 +261,7 @@ func (m *machine) setFstab(_ context.Context, c *module.Call) (any, error) {
 		return true
 	}
 	file := m.path(c.Str("config"))
-	text, err := readIfThere(file)
+	text, err := module.ReadIfThere(file)
 	if err != nil {
 		return nil, err
 	}
@@ -320,7 +320,7 @@ func writeKeep(file, text string, mode fs.FileMode) error {
 
 func (m *machine) rmFstab(_ context.Context, c *module.Call) (any, error) {
 	file := m.path(c.Str("config"))
-	text, err := readIfThere(file)
+	text, err := module.ReadIfThere(file)
 	if err != nil {
 		return nil, err
 	}
@@ -417,7 +417,7 @@ func (m *machine) doMount(ctx context.Context, c *module.Call, opts string) (any
 	}
 	for what, s := range map[string]string{"device": device, "file system type": fstype, "list of options": opts} {
 		if s != "" {
-			if err := noOption(what, s); err != nil {
+			if err := module.NoOption(what, s); err != nil {
 				return nil, err
 			}
 		}
@@ -527,7 +527,7 @@ func (m *machine) swapName(all map[string]any, name string) string {
 
 func (m *machine) swapon(ctx context.Context, c *module.Call) (any, error) {
 	name := c.Str("name")
-	if err := noOption("swap area", name); err != nil {
+	if err := module.NoOption("swap area", name); err != nil {
 		return nil, err
 	}
 	all, err := m.swaps()
@@ -559,7 +559,7 @@ func (m *machine) swapon(ctx context.Context, c *module.Call) (any, error) {
 
 func (m *machine) swapoff(ctx context.Context, c *module.Call) (any, error) {
 	name := c.Str("name")
-	if err := noOption("swap area", name); err != nil {
+	if err := module.NoOption("swap area", name); err != nil {
 		return nil, err
 	}
 	all, err := m.swaps()

@@ -26,12 +26,12 @@ const witness = "/run/drover-reboot-required"
 const grace = 3 * time.Second
 
 func (m *machine) power() []module.Function {
-	at, utc := opt("at_time", module.Any, nil), opt("utc_offset", module.Str, nil)
+	at, utc := module.May("at_time", module.Any, nil), module.May("utc_offset", module.Str, nil)
 	down := func(fn, doc, kind string, params ...module.Param) module.Function {
-		return tests("system."+fn, doc+"\n\nsalt '*' system."+fn, func(ctx context.Context, c *module.Call) (any, error) { return m.down(ctx, c, kind) }, params...)
+		return module.Tests("system."+fn, doc+"\n\nsalt '*' system."+fn, func(ctx context.Context, c *module.Call) (any, error) { return m.down(ctx, c, kind) }, params...)
 	}
 	clock := func(fn, doc, layout string) module.Function {
-		return reads("system."+fn, doc+"\n\nsalt '*' system."+fn, func(_ context.Context, c *module.Call) (any, error) {
+		return module.Reads("system."+fn, doc+"\n\nsalt '*' system."+fn, func(_ context.Context, c *module.Call) (any, error) {
 			l, err := m.offset(c.Str("utc_offset"))
 			if err != nil {
 				return nil, err
@@ -39,13 +39,13 @@ func (m *machine) power() []module.Function {
 			return m.now().In(l).Format(layout), nil
 		}, utc)
 	}
-	part := func(n string) module.Param { return opt(n, module.Int, nil) }
+	part := func(n string) module.Param { return module.May(n, module.Int, nil) }
 	return []module.Function{
 		down("reboot", "Boots the host anew, now, in some minutes or at a time.", "reboot", at),
 		down("shutdown", "Shuts the host down, now, in some minutes or at a time.", "poweroff", at),
 		down("poweroff", "Shuts the host down and switches it off.", "poweroff"),
 		down("halt", "Shuts the host down and leaves it on.", "halt"),
-		tests("system.cancel", "Calls a shutdown or reboot off that was planned.\n\nsalt '*' system.cancel", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("system.cancel", "Calls a shutdown or reboot off that was planned.\n\nsalt '*' system.cancel", func(ctx context.Context, c *module.Call) (any, error) {
 			if c.Test {
 				return true, nil
 			}
@@ -53,11 +53,11 @@ func (m *machine) power() []module.Function {
 			err := m.call(ctx, login1, login1Path, login1+".Manager.CancelScheduledShutdown", nil, &was)
 			return was, err
 		}),
-		tests("system.init", "Changes the runlevel.\n\nsalt '*' system.init 3", m.runlevel, need("runlevel", module.Str)),
+		module.Tests("system.init", "Changes the runlevel.\n\nsalt '*' system.init 3", m.runlevel, module.Need("runlevel", module.Str)),
 		clock("get_system_time", "Tells the time of day.", "03:04:05 PM"),
 		clock("get_system_date", "Tells the date.", "Mon 01/02/2006"),
 		clock("get_system_date_time", "Tells the date and the time of day.", "2006-01-02 15:04:05"),
-		tests("system.set_system_time", "Sets the time of day.\n\nsalt '*' system.set_system_time '11:31:15'", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("system.set_system_time", "Sets the time of day.\n\nsalt '*' system.set_system_time '11:31:15'", func(ctx context.Context, c *module.Call) (any, error) {
 			t, ok := parseTime(c.Str("newtime"), "15:04:05", "15:04", "03:04:05 PM", "3:04:05 PM", "03:04 PM", "3:04 PM", "03:04:05PM", "03:04PM")
 			if !ok {
 				return false, nil
@@ -65,8 +65,8 @@ func (m *machine) power() []module.Function {
 			return m.setClock(ctx, c, func(now time.Time) time.Time {
 				return time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
 			})
-		}, need("newtime", module.Str), utc),
-		tests("system.set_system_date", "Sets the date.\n\nsalt '*' system.set_system_date '2026-03-28'", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("newtime", module.Str), utc),
+		module.Tests("system.set_system_date", "Sets the date.\n\nsalt '*' system.set_system_date '2026-03-28'", func(ctx context.Context, c *module.Call) (any, error) {
 			t, ok := parseTime(c.Str("newdate"), "2006-01-02", "2006/01/02", "01-02-2006", "01/02/2006", "01-02-06", "01/02/06")
 			if !ok {
 				return false, nil
@@ -74,8 +74,8 @@ func (m *machine) power() []module.Function {
 			return m.setClock(ctx, c, func(now time.Time) time.Time {
 				return time.Date(t.Year(), t.Month(), t.Day(), now.Hour(), now.Minute(), now.Second(), now.Nanosecond(), now.Location())
 			})
-		}, need("newdate", module.Str), utc),
-		tests("system.set_system_date_time", "Sets parts of the date and the time of day.\n\nsalt '*' system.set_system_date_time years=2026 hours=11", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("newdate", module.Str), utc),
+		module.Tests("system.set_system_date_time", "Sets parts of the date and the time of day.\n\nsalt '*' system.set_system_date_time years=2026 hours=11", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.setClock(ctx, c, func(now time.Time) time.Time {
 				or := func(n string, v int) int {
 					if c.Has(n) {
@@ -87,34 +87,34 @@ func (m *machine) power() []module.Function {
 					or("seconds", now.Second()), 0, now.Location())
 			})
 		}, part("years"), part("months"), part("days"), part("hours"), part("minutes"), part("seconds"), utc),
-		reads("system.has_settable_hwclock", "Tells whether the hardware's clock can be set.\n\nsalt '*' system.has_settable_hwclock", func(context.Context, *module.Call) (any, error) {
+		module.Reads("system.has_settable_hwclock", "Tells whether the hardware's clock can be set.\n\nsalt '*' system.has_settable_hwclock", func(context.Context, *module.Call) (any, error) {
 			return m.exists("/dev/rtc0") || m.exists("/dev/rtc"), nil
 		}),
-		reads("system.get_computer_name", "Tells the name of the host.\n\nsalt '*' system.get_computer_name", func(context.Context, *module.Call) (any, error) {
+		module.Reads("system.get_computer_name", "Tells the name of the host.\n\nsalt '*' system.get_computer_name", func(context.Context, *module.Call) (any, error) {
 			if s := m.text("/proc/sys/kernel/hostname"); s != "" {
 				return s, nil
 			}
 			return os.Hostname()
 		}),
-		tests("system.set_computer_name", "Sets the name of the host.\n\nsalt '*' system.set_computer_name web1", m.setComputerName, need("hostname", module.Str)),
-		reads("system.get_computer_desc", "Tells the description of the host.\n\nsalt '*' system.get_computer_desc", func(context.Context, *module.Call) (any, error) {
+		module.Tests("system.set_computer_name", "Sets the name of the host.\n\nsalt '*' system.set_computer_name web1", m.setComputerName, module.Need("hostname", module.Str)),
+		module.Reads("system.get_computer_desc", "Tells the description of the host.\n\nsalt '*' system.get_computer_desc", func(context.Context, *module.Call) (any, error) {
 			v, err := m.machineInfo("PRETTY_HOSTNAME")
 			if v == "" {
 				return false, err
 			}
 			return v, err
 		}),
-		tests("system.set_computer_desc", "Sets the description of the host.\n\nsalt '*' system.set_computer_desc 'the web server'", m.setComputerDesc, need("desc", module.Str)),
-		reads("system.get_reboot_required", "Tells whether a reboot is wanted: a newer kernel is installed, or it was noted.\n\nsalt '*' system.get_reboot_required", func(context.Context, *module.Call) (any, error) {
+		module.Tests("system.set_computer_desc", "Sets the description of the host.\n\nsalt '*' system.set_computer_desc 'the web server'", m.setComputerDesc, module.Need("desc", module.Str)),
+		module.Reads("system.get_reboot_required", "Tells whether a reboot is wanted: a newer kernel is installed, or it was noted.\n\nsalt '*' system.get_reboot_required", func(context.Context, *module.Call) (any, error) {
 			if m.exists(witness) || m.exists("/run/reboot-required") {
 				return true, nil
 			}
 			return m.newerKernel()
 		}),
-		reads("system.get_reboot_required_witnessed", "Tells whether it was noted that a reboot is wanted.\n\nsalt '*' system.get_reboot_required_witnessed", func(context.Context, *module.Call) (any, error) {
+		module.Reads("system.get_reboot_required_witnessed", "Tells whether it was noted that a reboot is wanted.\n\nsalt '*' system.get_reboot_required_witnessed", func(context.Context, *module.Call) (any, error) {
 			return m.exists(witness), nil
 		}),
-		tests("system.set_reboot_required_witnessed", "Notes, until the next boot, that a reboot is wanted.\n\nsalt '*' system.set_reboot_required_witnessed", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("system.set_reboot_required_witnessed", "Notes, until the next boot, that a reboot is wanted.\n\nsalt '*' system.set_reboot_required_witnessed", func(_ context.Context, c *module.Call) (any, error) {
 			if c.Test {
 				return true, nil
 			}
@@ -262,7 +262,7 @@ func (m *machine) setComputerName(ctx context.Context, c *module.Call) (any, err
 
 // machineInfo is a value of machine-info(5).
 func (m *machine) machineInfo(key string) (string, error) {
-	text, err := readIfThere(m.path("/etc/machine-info"))
+	text, err := module.ReadIfThere(m.path("/etc/machine-info"))
 	for _, l := range module.Lines(text) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(l), key+"="); ok {
 			if len(v) > 1 && (v[0] == '"' || v[0] == '\'') && v[len(v)-1] == v[0] {
@@ -283,7 +283,7 @@ func (m *machine) setComputerDesc(ctx context.Context, c *module.Call) (any, err
 	if err == nil || !absent(err) {
 		return err == nil, err
 	}
-	text, err := readIfThere(m.path("/etc/machine-info"))
+	text, err := module.ReadIfThere(m.path("/etc/machine-info"))
 	if err != nil {
 		return nil, err
 	}
@@ -298,17 +298,17 @@ func (m *machine) setComputerDesc(ctx context.Context, c *module.Call) (any, err
 }
 
 // newerKernel tells whether a kernel is installed that is newer than the one that runs: one of the
-// same flavour (the part after "+", such as rt or debug) with its image beside its modules.
+// same flavor (the part after "+", such as rt or debug) with its image beside its modules.
 func (m *machine) newerKernel() (bool, error) {
 	list, err := os.ReadDir(m.path("/lib/modules"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	running := m.release()
-	evr, flavour, _ := strings.Cut(running, "+")
+	evr, flavor, _ := strings.Cut(running, "+")
 	for _, e := range list {
 		v, f, _ := strings.Cut(e.Name(), "+")
-		if f == flavour && m.exists("/lib/modules/"+e.Name()+"/vmlinuz") && rpm.CompareEVR(v, evr) > 0 {
+		if f == flavor && m.exists("/lib/modules/"+e.Name()+"/vmlinuz") && rpm.CompareEVR(v, evr) > 0 {
 			return true, nil
 		}
 	}

@@ -179,7 +179,7 @@ func parseUtmp(b []byte) []session {
 	var out []session
 	str := func(b []byte) string {
 		s, _, _ := strings.Cut(string(b), "\x00")
-		return valid(s)
+		return module.Valid(s)
 	}
 	for ; len(b) >= utmpSize; b = b[utmpSize:] {
 		if binary.NativeEndian.Uint16(b) != 7 { // USER_PROCESS
@@ -194,7 +194,7 @@ func parseUtmp(b []byte) []session {
 // sessions are the users who are logged in: from utmp, or where there is none from logind's files.
 func (m *machine) sessions() ([]session, error) {
 	b, err := os.ReadFile(m.path("/run/utmp"))
-	if err == nil && len(b) <= maxFile {
+	if err == nil && len(b) <= module.MaxFile {
 		if all := parseUtmp(b); len(all) > 0 {
 			return all, nil
 		}

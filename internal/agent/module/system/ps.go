@@ -14,15 +14,15 @@ import (
 )
 
 func (m *machine) ps() []module.Function {
-	pid := need("pid", module.Int)
-	pattern, user, full := need("pattern", module.Str), opt("user", module.Str, nil), opt("full", module.Bool, false)
-	perCPU := opt("per_cpu", module.Bool, false)
-	all := opt("all", module.Bool, false)
+	pid := module.Need("pid", module.Int)
+	pattern, user, full := module.Need("pattern", module.Str), module.May("user", module.Str, nil), module.May("full", module.Bool, false)
+	perCPU := module.May("per_cpu", module.Bool, false)
+	all := module.May("all", module.Bool, false)
 	return []module.Function{
-		reads("ps.top", "Lists the processes that use the processors most, over an interval.\n\nsalt '*' ps.top 5 interval=3", m.top, opt("num_processes", module.Int, 5), opt("interval", module.Num, 3)),
-		reads("ps.get_pid_list", "Lists the numbers of all processes.\n\nsalt '*' ps.get_pid_list", func(context.Context, *module.Call) (any, error) { return m.pids() }),
-		reads("ps.proc_info", "Shows a process.\n\nsalt '*' ps.proc_info 1 attrs='[name, status]'", m.procInfo, pid, opt("attrs", module.List, nil)),
-		tests("ps.kill_pid", "Sends a signal to a process.\n\nsalt '*' ps.kill_pid 2340 signal=9", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("ps.top", "Lists the processes that use the processors most, over an interval.\n\nsalt '*' ps.top 5 interval=3", m.top, module.May("num_processes", module.Int, 5), module.May("interval", module.Num, 3)),
+		module.Reads("ps.get_pid_list", "Lists the numbers of all processes.\n\nsalt '*' ps.get_pid_list", func(context.Context, *module.Call) (any, error) { return m.pids() }),
+		module.Reads("ps.proc_info", "Shows a process.\n\nsalt '*' ps.proc_info 1 attrs='[name, status]'", m.procInfo, pid, module.May("attrs", module.List, nil)),
+		module.Tests("ps.kill_pid", "Sends a signal to a process.\n\nsalt '*' ps.kill_pid 2340 signal=9", func(_ context.Context, c *module.Call) (any, error) {
 			n := int(c.Int("pid"))
 			if n <= 0 || c.Int("signal") < 0 || c.Int("signal") > 64 {
 				return nil, fault.Invalid("bad_pid", "the signal %d cannot go to the process %d", c.Int("signal"), n)
@@ -31,17 +31,17 @@ func (m *machine) ps() []module.Function {
 				return kill(n, 0) == nil, nil
 			}
 			return kill(n, c.Int("signal")) == nil, nil
-		}, pid, opt("signal", module.Int, 15)),
-		tests("ps.pkill", "Sends a signal to the processes that fit a pattern; lists them.\n\nsalt '*' ps.pkill httpd signal=1", m.pkill, pattern, user, opt("signal", module.Int, 15), full),
-		reads("ps.pgrep", "Lists the processes that fit a pattern.\n\nsalt '*' ps.pgrep httpd", func(_ context.Context, c *module.Call) (any, error) {
+		}, pid, module.May("signal", module.Int, 15)),
+		module.Tests("ps.pkill", "Sends a signal to the processes that fit a pattern; lists them.\n\nsalt '*' ps.pkill httpd signal=1", m.pkill, pattern, user, module.May("signal", module.Int, 15), full),
+		module.Reads("ps.pgrep", "Lists the processes that fit a pattern.\n\nsalt '*' ps.pgrep httpd", func(_ context.Context, c *module.Call) (any, error) {
 			found, err := m.pgrep(c, c.Bool("pattern_is_regex"))
 			if len(found) == 0 || err != nil {
 				return nil, err // Salt's None
 			}
 			return found, nil
-		}, pattern, user, full, opt("pattern_is_regex", module.Bool, false)),
-		reads("ps.psaux", "Lists the processes whose command line has a text, as `ps aux` does.\n\nsalt '*' ps.psaux sshd", m.psaux, need("name", module.Str)),
-		reads("ps.status", "Lists the processes of a state.\n\nsalt '*' ps.status zombie", func(_ context.Context, c *module.Call) (any, error) {
+		}, pattern, user, full, module.May("pattern_is_regex", module.Bool, false)),
+		module.Reads("ps.psaux", "Lists the processes whose command line has a text, as `ps aux` does.\n\nsalt '*' ps.psaux sshd", m.psaux, module.Need("name", module.Str)),
+		module.Reads("ps.status", "Lists the processes of a state.\n\nsalt '*' ps.status zombie", func(_ context.Context, c *module.Call) (any, error) {
 			list, err := m.processes()
 			out := []any{}
 			for _, p := range list {
@@ -50,10 +50,10 @@ func (m *machine) ps() []module.Function {
 				}
 			}
 			return out, err
-		}, need("status", module.Str)),
-		reads("ps.num_cpus", "Counts the processors.\n\nsalt '*' ps.num_cpus", func(context.Context, *module.Call) (any, error) { return int64(m.cpus()), nil }),
-		reads("ps.cpu_percent", "Measures how busy the processors are.\n\nsalt '*' ps.cpu_percent", m.cpuPercent, opt("interval", module.Num, 0.1), perCPU),
-		reads("ps.cpu_times", "Tells for what the processors were used since the boot.\n\nsalt '*' ps.cpu_times", func(_ context.Context, c *module.Call) (any, error) {
+		}, module.Need("status", module.Str)),
+		module.Reads("ps.num_cpus", "Counts the processors.\n\nsalt '*' ps.num_cpus", func(context.Context, *module.Call) (any, error) { return int64(m.cpus()), nil }),
+		module.Reads("ps.cpu_percent", "Measures how busy the processors are.\n\nsalt '*' ps.cpu_percent", m.cpuPercent, module.May("interval", module.Num, 0.1), perCPU),
+		module.Reads("ps.cpu_times", "Tells for what the processors were used since the boot.\n\nsalt '*' ps.cpu_times", func(_ context.Context, c *module.Call) (any, error) {
 			total, each, err := m.cpuTimes()
 			if c.Bool("per_cpu") {
 				out := []any{}
@@ -64,17 +64,17 @@ func (m *machine) ps() []module.Function {
 			}
 			return total.dict(), err
 		}, perCPU),
-		reads("ps.virtual_memory", "Tells how the memory is used.\n\nsalt '*' ps.virtual_memory", func(context.Context, *module.Call) (any, error) { return m.virtualMemory() }),
-		reads("ps.swap_memory", "Tells how the swap areas are used.\n\nsalt '*' ps.swap_memory", func(context.Context, *module.Call) (any, error) { return m.swapMemory() }),
-		reads("ps.total_physical_memory", "Tells the size of the memory.\n\nsalt '*' ps.total_physical_memory", func(context.Context, *module.Call) (any, error) {
+		module.Reads("ps.virtual_memory", "Tells how the memory is used.\n\nsalt '*' ps.virtual_memory", func(context.Context, *module.Call) (any, error) { return m.virtualMemory() }),
+		module.Reads("ps.swap_memory", "Tells how the swap areas are used.\n\nsalt '*' ps.swap_memory", func(context.Context, *module.Call) (any, error) { return m.swapMemory() }),
+		module.Reads("ps.total_physical_memory", "Tells the size of the memory.\n\nsalt '*' ps.total_physical_memory", func(context.Context, *module.Call) (any, error) {
 			i, err := m.meminfo()
 			return i["MemTotal"] * 1024, err
 		}),
-		reads("ps.disk_partitions", "Lists the mounted file systems.\n\nsalt '*' ps.disk_partitions", func(_ context.Context, c *module.Call) (any, error) { return m.partitions(c.Bool("all")) }, all),
-		reads("ps.disk_usage", "Tells how full the file system of a path is.\n\nsalt '*' ps.disk_usage /home", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("ps.disk_partitions", "Lists the mounted file systems.\n\nsalt '*' ps.disk_partitions", func(_ context.Context, c *module.Call) (any, error) { return m.partitions(c.Bool("all")) }, all),
+		module.Reads("ps.disk_usage", "Tells how full the file system of a path is.\n\nsalt '*' ps.disk_usage /home", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.diskUsage(ctx, c.Str("path"))
-		}, need("path", module.Str)),
-		reads("ps.disk_partition_usage", "Lists the mounted file systems and how full they are.\n\nsalt '*' ps.disk_partition_usage", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("path", module.Str)),
+		module.Reads("ps.disk_partition_usage", "Lists the mounted file systems and how full they are.\n\nsalt '*' ps.disk_partition_usage", func(ctx context.Context, c *module.Call) (any, error) {
 			list, err := m.partitions(c.Bool("all"))
 			for _, p := range list {
 				row := p.(map[string]any)
@@ -88,16 +88,16 @@ func (m *machine) ps() []module.Function {
 			}
 			return list, err
 		}, all),
-		reads("ps.disk_io_counters", "Tells what disks have read and written since the boot.\n\nsalt '*' ps.disk_io_counters sda", m.diskCounters, opt("device", module.Str, nil)),
-		reads("ps.network_io_counters", "Tells what the network's interfaces have sent and received since the boot.\n\nsalt '*' ps.network_io_counters eth0", m.netCounters, opt("interface", module.Str, nil)),
-		reads("ps.boot_time", "Tells when the host was booted, in seconds or by a format.\n\nsalt '*' ps.boot_time '%F %T'", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("ps.disk_io_counters", "Tells what disks have read and written since the boot.\n\nsalt '*' ps.disk_io_counters sda", m.diskCounters, module.May("device", module.Str, nil)),
+		module.Reads("ps.network_io_counters", "Tells what the network's interfaces have sent and received since the boot.\n\nsalt '*' ps.network_io_counters eth0", m.netCounters, module.May("interface", module.Str, nil)),
+		module.Reads("ps.boot_time", "Tells when the host was booted, in seconds or by a format.\n\nsalt '*' ps.boot_time '%F %T'", func(_ context.Context, c *module.Call) (any, error) {
 			b := int64(m.bootTime())
 			if f := c.Str("time_format"); f != "" {
 				return strftime(time.Unix(b, 0).In(m.location()), f), nil
 			}
 			return b, nil
-		}, opt("time_format", module.Str, nil)),
-		reads("ps.get_users", "Lists the users who are logged in.\n\nsalt '*' ps.get_users", func(context.Context, *module.Call) (any, error) {
+		}, module.May("time_format", module.Str, nil)),
+		module.Reads("ps.get_users", "Lists the users who are logged in.\n\nsalt '*' ps.get_users", func(context.Context, *module.Call) (any, error) {
 			all, err := m.sessions()
 			out := []any{}
 			for _, s := range all {
@@ -121,7 +121,7 @@ func (m *machine) top(ctx context.Context, c *module.Call) (any, error) {
 	for _, p := range list {
 		before[p.PID] = p.UserTime + p.SysTime
 	}
-	if err := sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
+	if err := module.Sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
 		return nil, err
 	}
 	if list, err = m.processes(); err != nil {
@@ -162,7 +162,7 @@ func (m *machine) procInfo(_ context.Context, c *module.Call) (any, error) {
 		if err != nil {
 			return nil // kernel threads have none
 		}
-		return valid(s)
+		return module.Valid(s)
 	}
 	ids := func(v [3]int) map[string]any { return map[string]any{"real": v[0], "effective": v[1], "saved": v[2]} }
 	full := map[string]any{"pid": p.PID, "name": p.Name, "username": p.User, "create_time": p.Start, "status": p.State, "ppid": p.PPID, "num_threads": p.Threads, "nice": p.Nice,
@@ -311,7 +311,7 @@ func (m *machine) cpuPercent(ctx context.Context, c *module.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
+	if err := module.Sleep(ctx, time.Duration(interval*float64(time.Second))); err != nil {
 		return nil, err
 	}
 	total2, each2, err := m.cpuTimes()
@@ -410,8 +410,9 @@ func (m *machine) diskUsage(ctx context.Context, p string) (map[string]any, erro
 	if err != nil {
 		return nil, fault.NotFound("path_missing", "the file system of %q cannot be asked", p).Wrap(err)
 	}
-	used, free := int64(f.Blocks-f.Bfree)*int64(f.Frsize), int64(f.Bavail)*int64(f.Frsize)
-	return map[string]any{"total": int64(f.Blocks) * int64(f.Frsize), "used": used, "free": free, "percent": share(used, used+free)}, nil
+	unit := int64(f.Frsize) //nolint:unconvert // its type differs by machine
+	used, free := int64(f.Blocks-f.Bfree)*unit, int64(f.Bavail)*unit
+	return map[string]any{"total": int64(f.Blocks) * unit, "used": used, "free": free, "percent": share(used, used+free)}, nil
 }
 
 func (m *machine) diskCounters(_ context.Context, c *module.Call) (any, error) {

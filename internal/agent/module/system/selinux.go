@@ -14,24 +14,24 @@ import (
 const selinuxConfig = "/etc/selinux/config"
 
 func (m *machine) selinux() []module.Function {
-	name := need("name", module.Str)
-	kind, ctype := opt("filetype", module.Str, nil), opt("sel_type", module.Str, nil)
-	user, level := opt("sel_user", module.Str, nil), opt("sel_level", module.Str, nil)
-	proto, port := opt("protocol", module.Str, nil), opt("port", module.Str, nil)
+	name := module.Need("name", module.Str)
+	kind, ctype := module.May("filetype", module.Str, nil), module.May("sel_type", module.Str, nil)
+	user, level := module.May("sel_user", module.Str, nil), module.May("sel_level", module.Str, nil)
+	proto, port := module.May("protocol", module.Str, nil), module.May("port", module.Str, nil)
 	mod := func(fn, doc, flag string) module.Function {
-		return tests("selinux."+fn, doc, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests("selinux."+fn, doc, func(ctx context.Context, c *module.Call) (any, error) {
 			return m.semodule(ctx, c, flag, c.Str(firstParam(fn)))
-		}, need(firstParam(fn), module.Str))
+		}, module.Need(firstParam(fn), module.Str))
 	}
 	return []module.Function{
-		reads("selinux.selinux_fs_path", "Tells where the file system of SELinux is mounted.\n\nsalt '*' selinux.selinux_fs_path", func(context.Context, *module.Call) (any, error) {
+		module.Reads("selinux.selinux_fs_path", "Tells where the file system of SELinux is mounted.\n\nsalt '*' selinux.selinux_fs_path", func(context.Context, *module.Call) (any, error) {
 			if p := m.selinuxfs(); p != "" {
 				return p, nil
 			}
 			return nil, nil
 		}),
-		reads("selinux.getenforce", "Tells the mode of SELinux.\n\nsalt '*' selinux.getenforce", func(context.Context, *module.Call) (any, error) { return m.getenforce(), nil }),
-		reads("selinux.getconfig", "Tells the mode of SELinux at the next boot.\n\nsalt '*' selinux.getconfig", func(context.Context, *module.Call) (any, error) {
+		module.Reads("selinux.getenforce", "Tells the mode of SELinux.\n\nsalt '*' selinux.getenforce", func(context.Context, *module.Call) (any, error) { return m.getenforce(), nil }),
+		module.Reads("selinux.getconfig", "Tells the mode of SELinux at the next boot.\n\nsalt '*' selinux.getconfig", func(context.Context, *module.Call) (any, error) {
 			lines, err := m.lines(selinuxConfig)
 			for _, l := range lines {
 				if v, ok := strings.CutPrefix(strings.TrimSpace(l), "SELINUX="); ok {
@@ -43,30 +43,30 @@ func (m *machine) selinux() []module.Function {
 			}
 			return nil, err
 		}),
-		tests("selinux.setenforce", "Sets the mode of SELinux, now and for every boot.\n\nsalt '*' selinux.setenforce permissive", m.setenforce, need("mode", module.Any)),
-		reads("selinux.list_sebool", "Lists the booleans of the policy.\n\nsalt '*' selinux.list_sebool", func(ctx context.Context, _ *module.Call) (any, error) { return m.sebools(ctx) }),
-		reads("selinux.getsebool", "Shows a boolean of the policy.\n\nsalt '*' selinux.getsebool httpd_can_network_connect", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("selinux.setenforce", "Sets the mode of SELinux, now and for every boot.\n\nsalt '*' selinux.setenforce permissive", m.setenforce, module.Need("mode", module.Any)),
+		module.Reads("selinux.list_sebool", "Lists the booleans of the policy.\n\nsalt '*' selinux.list_sebool", func(ctx context.Context, _ *module.Call) (any, error) { return m.sebools(ctx) }),
+		module.Reads("selinux.getsebool", "Shows a boolean of the policy.\n\nsalt '*' selinux.getsebool httpd_can_network_connect", func(ctx context.Context, c *module.Call) (any, error) {
 			all, err := m.sebools(ctx)
 			if v, ok := all[c.Str("boolean")]; ok {
 				return v, nil
 			}
 			return map[string]any{}, err
-		}, need("boolean", module.Str)),
-		tests("selinux.setsebool", "Sets a boolean of the policy, with persist for every boot.\n\nsalt '*' selinux.setsebool httpd_can_network_connect on", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("boolean", module.Str)),
+		module.Tests("selinux.setsebool", "Sets a boolean of the policy, with persist for every boot.\n\nsalt '*' selinux.setsebool httpd_can_network_connect on", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.setsebools(ctx, c, map[string]any{c.Str("boolean"): c.Any("value")})
-		}, need("boolean", module.Str), need("value", module.Any), opt("persist", module.Bool, false)),
-		tests("selinux.setsebools", "Sets several booleans of the policy at once.\n\nsalt '*' selinux.setsebools '{httpd_can_network_connect: on}'", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("boolean", module.Str), module.Need("value", module.Any), module.May("persist", module.Bool, false)),
+		module.Tests("selinux.setsebools", "Sets several booleans of the policy at once.\n\nsalt '*' selinux.setsebools '{httpd_can_network_connect: on}'", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.setsebools(ctx, c, c.Map("pairs"))
-		}, need("pairs", module.Map), opt("persist", module.Bool, false)),
-		reads("selinux.list_semod", "Lists the modules of the policy.\n\nsalt '*' selinux.list_semod", func(ctx context.Context, _ *module.Call) (any, error) { return m.semodules(ctx) }),
-		reads("selinux.getsemod", "Shows a module of the policy.\n\nsalt '*' selinux.getsemod zabbix", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("pairs", module.Map), module.May("persist", module.Bool, false)),
+		module.Reads("selinux.list_semod", "Lists the modules of the policy.\n\nsalt '*' selinux.list_semod", func(ctx context.Context, _ *module.Call) (any, error) { return m.semodules(ctx) }),
+		module.Reads("selinux.getsemod", "Shows a module of the policy.\n\nsalt '*' selinux.getsemod zabbix", func(ctx context.Context, c *module.Call) (any, error) {
 			all, err := m.semodules(ctx)
 			if v, ok := all[c.Str("module")]; ok {
 				return v, nil
 			}
 			return map[string]any{}, err
-		}, need("module", module.Str)),
-		tests("selinux.setsemod", "Enables or disables a module of the policy.\n\nsalt '*' selinux.setsemod nagios Enabled", func(ctx context.Context, c *module.Call) (any, error) {
+		}, module.Need("module", module.Str)),
+		module.Tests("selinux.setsemod", "Enables or disables a module of the policy.\n\nsalt '*' selinux.setsemod nagios Enabled", func(ctx context.Context, c *module.Call) (any, error) {
 			switch strings.ToLower(c.Str("state")) {
 			case "enabled":
 				return m.semodule(ctx, c, "-e", c.Str("module"))
@@ -74,26 +74,26 @@ func (m *machine) selinux() []module.Function {
 				return m.semodule(ctx, c, "-d", c.Str("module"))
 			}
 			return nil, fault.Invalid("bad_state", "a module of the policy is Enabled or Disabled, not %q", c.Str("state"))
-		}, need("module", module.Str), need("state", module.Str)),
+		}, module.Need("module", module.Str), module.Need("state", module.Str)),
 		mod("install_semod", "Installs a module of the policy from a file.\n\nsalt '*' selinux.install_semod /srv/my.pp", "-i"),
 		mod("remove_semod", "Removes a module of the policy.\n\nsalt '*' selinux.remove_semod my", "-r"),
-		reads("selinux.fcontext_get_policy", "Shows the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_get_policy '/srv(/.*)?'", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("selinux.fcontext_get_policy", "Shows the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_get_policy '/srv(/.*)?'", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.fcontext(ctx, c)
 		}, name, kind, ctype, user, level),
-		tests("selinux.fcontext_add_policy", "Adds or changes the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_add_policy '/srv(/.*)?' sel_type=httpd_sys_content_t",
+		module.Tests("selinux.fcontext_add_policy", "Adds or changes the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_add_policy '/srv(/.*)?' sel_type=httpd_sys_content_t",
 			func(ctx context.Context, c *module.Call) (any, error) { return m.fcontextChange(ctx, c, "add") }, name, kind, ctype, user, level),
-		tests("selinux.fcontext_delete_policy", "Deletes the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_delete_policy '/srv(/.*)?'",
+		module.Tests("selinux.fcontext_delete_policy", "Deletes the rule for the labels of files with a pattern.\n\nsalt '*' selinux.fcontext_delete_policy '/srv(/.*)?'",
 			func(ctx context.Context, c *module.Call) (any, error) { return m.fcontextChange(ctx, c, "delete") }, name, kind, ctype, user, level),
-		reads("selinux.fcontext_policy_is_applied", "Says which labels below a path differ from the policy, or nothing.\n\nsalt '*' selinux.fcontext_policy_is_applied /srv", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("selinux.fcontext_policy_is_applied", "Says which labels below a path differ from the policy, or nothing.\n\nsalt '*' selinux.fcontext_policy_is_applied /srv", func(ctx context.Context, c *module.Call) (any, error) {
 			o, err := m.restorecon(ctx, c, "-n", "-v")
 			return o.Out, err
-		}, name, opt("recursive", module.Bool, false)),
-		tests("selinux.fcontext_apply_policy", "Labels files as the policy says.\n\nsalt '*' selinux.fcontext_apply_policy /srv recursive=True", m.fcontextApply, name, opt("recursive", module.Bool, false)),
-		reads("selinux.port_get_policy", "Shows the type of a port.\n\nsalt '*' selinux.port_get_policy tcp/80", func(ctx context.Context, c *module.Call) (any, error) { return m.port(ctx, c) }, name, ctype, proto, port),
-		tests("selinux.port_add_policy", "Gives a port a type.\n\nsalt '*' selinux.port_add_policy tcp/8080 http_port_t", func(ctx context.Context, c *module.Call) (any, error) {
+		}, name, module.May("recursive", module.Bool, false)),
+		module.Tests("selinux.fcontext_apply_policy", "Labels files as the policy says.\n\nsalt '*' selinux.fcontext_apply_policy /srv recursive=True", m.fcontextApply, name, module.May("recursive", module.Bool, false)),
+		module.Reads("selinux.port_get_policy", "Shows the type of a port.\n\nsalt '*' selinux.port_get_policy tcp/80", func(ctx context.Context, c *module.Call) (any, error) { return m.port(ctx, c) }, name, ctype, proto, port),
+		module.Tests("selinux.port_add_policy", "Gives a port a type.\n\nsalt '*' selinux.port_add_policy tcp/8080 http_port_t", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.portChange(ctx, c, "add")
-		}, name, ctype, proto, port, opt("sel_range", module.Str, nil)),
-		tests("selinux.port_delete_policy", "Takes its type from a port.\n\nsalt '*' selinux.port_delete_policy tcp/8080", func(ctx context.Context, c *module.Call) (any, error) {
+		}, name, ctype, proto, port, module.May("sel_range", module.Str, nil)),
+		module.Tests("selinux.port_delete_policy", "Takes its type from a port.\n\nsalt '*' selinux.port_delete_policy tcp/8080", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.portChange(ctx, c, "delete")
 		}, name, proto, port),
 	}
@@ -163,7 +163,7 @@ func (m *machine) setenforce(_ context.Context, c *module.Call) (any, error) {
 			return nil, fault.Conflict("selinux_refused", "the mode of SELinux cannot be changed").Wrap(err)
 		}
 	}
-	text, err := readIfThere(m.path(selinuxConfig))
+	text, err := module.ReadIfThere(m.path(selinuxConfig))
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func (m *machine) setsebools(ctx context.Context, c *module.Call, pairs map[stri
 	}
 	n := len(argv)
 	for k, v := range pairs {
-		if err := noOption("boolean", k); err != nil || strings.Contains(k, "=") {
+		if err := module.NoOption("boolean", k); err != nil || strings.Contains(k, "=") {
 			return nil, fault.Invalid("bad_name", "%q is not the name of a boolean", k)
 		}
 		s := strings.ToLower(module.Text(v))
@@ -280,7 +280,7 @@ func parseSemodules(text string) map[string]any {
 }
 
 func (m *machine) semodule(ctx context.Context, c *module.Call, flag, name string) (any, error) {
-	if err := noOption("module of the policy", name); err != nil || c.Test {
+	if err := module.NoOption("module of the policy", name); err != nil || c.Test {
 		return true, err
 	}
 	o, err := m.run(ctx, "semodule", flag, name)
@@ -346,7 +346,7 @@ func (m *machine) fcontextChange(ctx context.Context, c *module.Call, action str
 	if err != nil {
 		return nil, err
 	}
-	if err := noOption("pattern", c.Str("name")); err != nil {
+	if err := module.NoOption("pattern", c.Str("name")); err != nil {
 		return nil, err
 	}
 	if action == "add" && c.Str("sel_type") == "" {
@@ -373,7 +373,7 @@ func (m *machine) fcontextChange(ctx context.Context, c *module.Call, action str
 		if o.v == "" || action == "delete" && o.flag != "--ftype" && o.flag != "--type" {
 			continue
 		}
-		if err := noOption("label", o.v); err != nil {
+		if err := module.NoOption("label", o.v); err != nil {
 			return nil, err
 		}
 		argv = append(argv, o.flag, o.v)
@@ -503,7 +503,7 @@ func (m *machine) portChange(ctx context.Context, c *module.Call, action string)
 	}
 	argv := []string{"semanage", "port"}
 	if action == "add" {
-		if err := noOption("type", c.Str("sel_type")); err != nil {
+		if err := module.NoOption("type", c.Str("sel_type")); err != nil {
 			return nil, err
 		}
 		text, err := m.must(ctx, "semanage", "port", "-l", "-n")
@@ -516,7 +516,7 @@ func (m *machine) portChange(ctx context.Context, c *module.Call, action string)
 		}
 		argv = append(argv, flag, "--type", c.Str("sel_type"))
 		if r := c.Str("sel_range"); r != "" {
-			if err := noOption("range", r); err != nil {
+			if err := module.NoOption("range", r); err != nil {
 				return nil, err
 			}
 			argv = append(argv, "--range", r)

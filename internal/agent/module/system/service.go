@@ -21,27 +21,27 @@ var unitTypes = strings.Fields("service socket device mount automount swap targe
 const systemd1 = "org.freedesktop.systemd1"
 
 func (m *machine) service() []module.Function {
-	name := need("name", module.Str)
-	noBlock, root := opt("no_block", module.Bool, false), opt("root", module.Str, nil)
-	unmask, unmaskRuntime := opt("unmask", module.Bool, false), opt("unmask_runtime", module.Bool, false)
-	runtime := opt("runtime", module.Bool, false)
+	name := module.Need("name", module.Str)
+	noBlock, root := module.May("no_block", module.Bool, false), module.May("root", module.Str, nil)
+	unmask, unmaskRuntime := module.May("unmask", module.Bool, false), module.May("unmask_runtime", module.Bool, false)
+	runtime := module.May("runtime", module.Bool, false)
 	job := func(fn, doc, verb string, params ...module.Param) module.Function {
-		return tests("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.job(ctx, c, verb)
 		}, append([]module.Param{name}, params...)...)
 	}
 	files := func(fn, doc string, params ...module.Param) module.Function {
-		return tests("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Tests("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.unitFiles(ctx, c, strings.TrimSuffix(fn, "_"))
 		}, append([]module.Param{name}, params...)...)
 	}
 	list := func(fn, doc string, keep func(string) bool) module.Function {
-		return reads("service."+fn, doc+"\n\nsalt '*' service."+fn, func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Reads("service."+fn, doc+"\n\nsalt '*' service."+fn, func(ctx context.Context, c *module.Call) (any, error) {
 			return m.listUnitFiles(ctx, c.Str("root"), keep)
 		}, root)
 	}
 	state := func(fn, doc string, want func(string) bool) module.Function {
-		return extra(reads("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		return module.Extra(module.Reads("service."+fn, doc+"\n\nsalt '*' service."+fn+" sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			s, err := m.unitFileState(ctx, c.Str("name"), c.Str("root"))
 			return want(s), err
 		}, name, root))
@@ -55,24 +55,24 @@ func (m *machine) service() []module.Function {
 		job("stop", "Stops a unit and waits until it is down.", "stop", noBlock),
 		job("restart", "Restarts a unit, or starts it when it is down.", "restart", noBlock, unmask, unmaskRuntime),
 		job("reload", "Asks a unit to read its configuration anew.", "reload", noBlock, unmask, unmaskRuntime),
-		job("force_reload", "Reloads a unit if it can, else restarts it.", "reload-or-restart", opt("no_block", module.Bool, true), unmask, unmaskRuntime),
+		job("force_reload", "Reloads a unit if it can, else restarts it.", "reload-or-restart", module.May("no_block", module.Bool, true), unmask, unmaskRuntime),
 		job("try_restart", "Restarts a unit if it is up.", "try-restart", noBlock),
-		extra(reads("service.status", "Tells whether a unit is active; for a pattern, each unit that fits.\n\nsalt '*' service.status sshd", m.serviceStatus,
-			name, opt("sig", module.Str, nil), opt("wait", module.Num, 3))),
-		extra(files("enable", "Lets a unit start at boot.", noBlock, unmask, unmaskRuntime, root)),
-		extra(files("disable", "Lets a unit no longer start at boot.", noBlock, root)),
+		module.Extra(module.Reads("service.status", "Tells whether a unit is active; for a pattern, each unit that fits.\n\nsalt '*' service.status sshd", m.serviceStatus,
+			name, module.May("sig", module.Str, nil), module.May("wait", module.Num, 3))),
+		module.Extra(files("enable", "Lets a unit start at boot.", noBlock, unmask, unmaskRuntime, root)),
+		module.Extra(files("disable", "Lets a unit no longer start at boot.", noBlock, root)),
 		files("mask", "Makes a unit impossible to start.", runtime, root),
 		files("unmask", "Takes a mask off a unit.", runtime, root),
 		files("unmask_", "Takes a mask off a unit.", runtime, root),
 		files("mask_runtime", "Makes a unit impossible to start until the next boot.", root),
 		state("enabled", "Tells whether a unit starts at boot.", enabled),
 		state("disabled", "Tells whether a unit does not start at boot.", func(s string) bool { return !enabled(s) }),
-		reads("service.masked", "Tells whether a unit is masked, for good or (runtime) until the next boot.\n\nsalt '*' service.masked sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("service.masked", "Tells whether a unit is masked, for good or (runtime) until the next boot.\n\nsalt '*' service.masked sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			s, err := m.unitFileState(ctx, c.Str("name"), c.Str("root"))
 			return s == "masked" && !c.Bool("runtime") || s == "masked-runtime" && c.Bool("runtime"), err
 		}, name, runtime, root),
-		reads("service.available", "Tells whether systemd knows a unit.\n\nsalt '*' service.available sshd", m.available, name),
-		reads("service.missing", "Tells whether systemd does not know a unit.\n\nsalt '*' service.missing sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("service.available", "Tells whether systemd knows a unit.\n\nsalt '*' service.available sshd", m.available, name),
+		module.Reads("service.missing", "Tells whether systemd does not know a unit.\n\nsalt '*' service.missing sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			v, err := m.available(ctx, c)
 			there, _ := v.(bool)
 			return !there, err
@@ -81,15 +81,15 @@ func (m *machine) service() []module.Function {
 		list("get_enabled", "Lists the units that start at boot.", is("enabled", "enabled-runtime")),
 		list("get_disabled", "Lists the units that could start at boot and do not.", is("disabled", "indirect")),
 		list("get_static", "Lists the units that only others start.", is("static")),
-		reads("service.get_running", "Lists the units that are running.\n\nsalt '*' service.get_running", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("service.get_running", "Lists the units that are running.\n\nsalt '*' service.get_running", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.listUnits(ctx, func(u dbus.UnitStatus) bool { return u.SubState == "running" })
 		}),
-		reads("service.get_failed", "Lists the units that have failed.\n\nsalt '*' service.get_failed", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("service.get_failed", "Lists the units that have failed.\n\nsalt '*' service.get_failed", func(ctx context.Context, c *module.Call) (any, error) {
 			return m.listUnits(ctx, func(u dbus.UnitStatus) bool { return u.ActiveState == "failed" })
 		}),
-		reads("service.show", "Shows the properties of a unit.\n\nsalt '*' service.show sshd", m.serviceShow, name, root),
-		reads("service.execs", "Shows what every service runs when it starts.\n\nsalt '*' service.execs", m.serviceExecs, root),
-		tests("service.systemctl_reload", "Lets systemd read its unit files anew.\n\nsalt '*' service.systemctl_reload", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("service.show", "Shows the properties of a unit.\n\nsalt '*' service.show sshd", m.serviceShow, name, root),
+		module.Reads("service.execs", "Shows what every service runs when it starts.\n\nsalt '*' service.execs", m.serviceExecs, root),
+		module.Tests("service.systemctl_reload", "Lets systemd read its unit files anew.\n\nsalt '*' service.systemctl_reload", func(ctx context.Context, c *module.Call) (any, error) {
 			if c.Test {
 				return true, nil
 			}
@@ -100,7 +100,7 @@ func (m *machine) service() []module.Function {
 			defer conn.Close()
 			return true, dbusFault(systemd1, conn.ReloadContext(ctx))
 		}),
-		tests("service.reset_failed", "Forgets that a unit has failed.\n\nsalt '*' service.reset_failed sshd", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Tests("service.reset_failed", "Forgets that a unit has failed.\n\nsalt '*' service.reset_failed sshd", func(ctx context.Context, c *module.Call) (any, error) {
 			unit, err := unitName(c.Str("name"))
 			if err != nil || c.Test {
 				return true, err
@@ -117,7 +117,7 @@ func (m *machine) service() []module.Function {
 
 // unitName is a service's name as a unit's.
 func unitName(s string) (string, error) {
-	if err := noOption("unit", s); err != nil {
+	if err := module.NoOption("unit", s); err != nil {
 		return "", err
 	}
 	if strings.HasPrefix(s, "/dev/") || strings.Contains(s, "/") {
@@ -206,7 +206,7 @@ func (m *machine) lastWords(ctx context.Context, unit string) string {
 		return "" // the failure itself is said without them
 	}
 	out := strings.TrimSpace(o.Out)
-	return ":\n" + valid(out[max(0, len(out)-4000):])
+	return ":\n" + module.Valid(out[max(0, len(out)-4000):])
 }
 
 func unmask(ctx context.Context, conn *dbus.Conn, unit string, forGood, runtime bool) error {
@@ -286,20 +286,9 @@ func (m *machine) serviceStatus(ctx context.Context, c *module.Call) (any, error
 		if state != "activating" && state != "deactivating" || left <= 0 {
 			return up(state), nil
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := module.Sleep(ctx, pause); err != nil {
 			return nil, err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
 	}
 }
 
@@ -509,7 +498,7 @@ func property(v any) any {
 	case nil:
 		return ""
 	case string:
-		return valid(x)
+		return module.Valid(x)
 	case bool:
 		if x {
 			return "yes"
@@ -523,11 +512,11 @@ func property(v any) any {
 	case []string:
 		out := make([]any, len(x))
 		for i, s := range x {
-			out[i] = valid(s)
+			out[i] = module.Valid(s)
 		}
 		return out
 	}
-	return valid(strings.Trim(fmt.Sprint(v), "[]"))
+	return module.Valid(strings.Trim(fmt.Sprint(v), "[]"))
 }
 
 // execProperty reads a(sasbttttuii), what a unit runs; of several commands the first one.
@@ -541,7 +530,7 @@ func execProperty(v any) (map[string]any, bool) {
 	if !ok {
 		return nil, false
 	}
-	return map[string]any{"path": property(r[0]), "argv[]": valid(strings.Join(argv, " ")), "ignore_errors": property(r[2]), "start_time": property(r[3]),
+	return map[string]any{"path": property(r[0]), "argv[]": module.Valid(strings.Join(argv, " ")), "ignore_errors": property(r[2]), "start_time": property(r[3]),
 		"stop_time": property(r[5]), "pid": property(r[7]), "code": property(r[8]), "status": property(r[9])}, true
 }
 

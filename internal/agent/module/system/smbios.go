@@ -25,11 +25,11 @@ var smbiosKeys = map[string]string{
 }
 
 func (m *machine) smbios() []module.Function {
-	clean := opt("clean", module.Bool, true)
+	clean := module.May("clean", module.Bool, true)
 	return []module.Function{
-		reads("smbios.get", "Tells one thing of the firmware's tables by dmidecode's keyword.\n\nsalt '*' smbios.get system-uuid", m.smbiosGet, need("string", module.Str), clean),
-		reads("smbios.records", "Lists the records of the firmware's tables, of a type and with fields if wanted.\n\nsalt '*' smbios.records 4 core_count,thread_count", m.smbiosRecords,
-			opt("rec_type", module.Any, nil), opt("fields", module.List, nil), clean),
+		module.Reads("smbios.get", "Tells one thing of the firmware's tables by dmidecode's keyword.\n\nsalt '*' smbios.get system-uuid", m.smbiosGet, module.Need("string", module.Str), clean),
+		module.Reads("smbios.records", "Lists the records of the firmware's tables, of a type and with fields if wanted.\n\nsalt '*' smbios.records 4 core_count,thread_count", m.smbiosRecords,
+			module.May("rec_type", module.Any, nil), module.May("fields", module.List, nil), clean),
 	}
 }
 
@@ -65,7 +65,7 @@ func (m *machine) smbiosGet(_ context.Context, c *module.Call) (any, error) {
 			if r.kind != 4 {
 				continue
 			}
-			if v, ok := r.data()[strings.ReplaceAll(field, "-", "_")]; ok && !(c.Bool("clean") && meaningless(module.Text(v))) {
+			if v, ok := r.data()[strings.ReplaceAll(field, "-", "_")]; ok && (!c.Bool("clean") || !meaningless(module.Text(v))) {
 				return v, nil
 			}
 		}
@@ -117,7 +117,7 @@ func parseDMI(b []byte) []dmiRecord {
 				}
 				break
 			}
-			r.strings = append(r.strings, valid(strings.TrimSpace(string(s))))
+			r.strings = append(r.strings, module.Valid(strings.TrimSpace(string(s))))
 		}
 		out = append(out, r)
 		if r.kind == 127 {

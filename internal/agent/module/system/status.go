@@ -14,7 +14,7 @@ import (
 
 func (m *machine) status() []module.Function {
 	plain := func(fn, doc string, f func() (map[string]any, error)) module.Function {
-		return reads("status."+fn, doc+"\n\nsalt '*' status."+fn, func(context.Context, *module.Call) (any, error) { return f() })
+		return module.Reads("status."+fn, doc+"\n\nsalt '*' status."+fn, func(context.Context, *module.Call) (any, error) { return f() })
 	}
 	parts := []struct {
 		name, doc string
@@ -57,8 +57,8 @@ func (m *machine) status() []module.Function {
 		}
 	}
 	return append(out,
-		reads("status.all_status", "Gathers everything that this module knows.\n\nsalt '*' status.all_status", all),
-		rest(reads("status.custom", "Gathers chosen parts: names of functions of this module by position.\n\nsalt '*' status.custom uptime loadavg", func(ctx context.Context, c *module.Call) (any, error) {
+		module.Reads("status.all_status", "Gathers everything that this module knows.\n\nsalt '*' status.all_status", all),
+		module.Rest(module.Reads("status.custom", "Gathers chosen parts: names of functions of this module by position.\n\nsalt '*' status.custom uptime loadavg", func(ctx context.Context, c *module.Call) (any, error) {
 			r := map[string]any{}
 			for _, want := range restTexts(c) {
 				for _, p := range parts {
@@ -73,21 +73,21 @@ func (m *machine) status() []module.Function {
 			}
 			return r, nil
 		})),
-		reads("status.nproc", "Counts the processors.\n\nsalt '*' status.nproc", func(context.Context, *module.Call) (any, error) { return int64(m.cpus()), nil }),
-		reads("status.version", "Tells the version of the kernel.\n\nsalt '*' status.version", func(context.Context, *module.Call) (any, error) { return m.text("/proc/version"), nil }),
-		reads("status.pid", "Lists the processes whose command line has a text, one a line.\n\nsalt '*' status.pid sshd", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("status.nproc", "Counts the processors.\n\nsalt '*' status.nproc", func(context.Context, *module.Call) (any, error) { return int64(m.cpus()), nil }),
+		module.Reads("status.version", "Tells the version of the kernel.\n\nsalt '*' status.version", func(context.Context, *module.Call) (any, error) { return m.text("/proc/version"), nil }),
+		module.Reads("status.pid", "Lists the processes whose command line has a text, one a line.\n\nsalt '*' status.pid sshd", func(_ context.Context, c *module.Call) (any, error) {
 			var s []string
 			for _, pid := range m.pidsOf(func(p proc) bool { return strings.Contains(p.Cmdline, c.Str("sig")) }) {
 				s = append(s, fmt.Sprint(pid))
 			}
 			return strings.Join(s, "\n"), nil
-		}, need("sig", module.Str)),
-		rest(reads("status.diskusage", "Tells the size and the room of file systems, by path or type.\n\nsalt '*' status.diskusage / xfs", m.statusDiskusage)),
-		reads("status.w", "Lists the users who are logged in and what they do.\n\nsalt '*' status.w", m.who),
-		reads("status.time", "Tells the time by a format.\n\nsalt '*' status.time '%s'", m.timeNow, opt("format", module.Str, "%A, %d. %B %Y %H:%M:%S")),
-		reads("status.time_", "Tells the time by a format.\n\nsalt '*' status.time_ '%s'", m.timeNow, opt("format", module.Str, "%A, %d. %B %Y %H:%M:%S")),
-		reads("status.master", "Tells whether the server can be reached.\n\nsalt '*' status.master", event("status/master"), opt("master", module.Str, nil), opt("connected", module.Bool, true)),
-		reads("status.ping_master", "Tells whether the server can be reached.\n\nsalt '*' status.ping_master server", event("status/ping"), opt("master", module.Str, nil)),
+		}, module.Need("sig", module.Str)),
+		module.Rest(module.Reads("status.diskusage", "Tells the size and the room of file systems, by path or type.\n\nsalt '*' status.diskusage / xfs", m.statusDiskusage)),
+		module.Reads("status.w", "Lists the users who are logged in and what they do.\n\nsalt '*' status.w", m.who),
+		module.Reads("status.time", "Tells the time by a format.\n\nsalt '*' status.time '%s'", m.timeNow, module.May("format", module.Str, "%A, %d. %B %Y %H:%M:%S")),
+		module.Reads("status.time_", "Tells the time by a format.\n\nsalt '*' status.time_ '%s'", m.timeNow, module.May("format", module.Str, "%A, %d. %B %Y %H:%M:%S")),
+		module.Reads("status.master", "Tells whether the server can be reached.\n\nsalt '*' status.master", event("status/master"), module.May("master", module.Str, nil), module.May("connected", module.Bool, true)),
+		module.Reads("status.ping_master", "Tells whether the server can be reached.\n\nsalt '*' status.ping_master server", event("status/ping"), module.May("master", module.Str, nil)),
 	)
 }
 

@@ -18,17 +18,17 @@ import (
 const sysctlFile = "/etc/sysctl.d/99-salt.conf"
 
 func (m *machine) sysctl() []module.Function {
-	name := need("name", module.Str)
+	name := module.Need("name", module.Str)
 	return []module.Function{
-		reads("sysctl.show", "Shows the kernel parameters, or those that a file sets.\n\nsalt '*' sysctl.show", m.sysctlShow, opt("config_file", module.Any, false)),
-		reads("sysctl.get", "Tells the value of a kernel parameter.\n\nsalt '*' sysctl.get net.ipv4.ip_forward", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("sysctl.show", "Shows the kernel parameters, or those that a file sets.\n\nsalt '*' sysctl.show", m.sysctlShow, module.May("config_file", module.Any, false)),
+		module.Reads("sysctl.get", "Tells the value of a kernel parameter.\n\nsalt '*' sysctl.get net.ipv4.ip_forward", func(_ context.Context, c *module.Call) (any, error) {
 			v, err := m.sysctlGet(c.Str("name"))
 			if errors.Is(err, fs.ErrNotExist) {
 				return "", nil
 			}
 			return v, err
 		}, name),
-		tests("sysctl.assign", "Sets a kernel parameter until the next boot.\n\nsalt '*' sysctl.assign net.ipv4.ip_forward 1", func(_ context.Context, c *module.Call) (any, error) {
+		module.Tests("sysctl.assign", "Sets a kernel parameter until the next boot.\n\nsalt '*' sysctl.assign net.ipv4.ip_forward 1", func(_ context.Context, c *module.Call) (any, error) {
 			n, v := c.Str("name"), sysctlValue(c.Any("value"))
 			if !c.Test {
 				if err := m.sysctlSet(n, v); err != nil {
@@ -36,10 +36,10 @@ func (m *machine) sysctl() []module.Function {
 				}
 			}
 			return map[string]any{n: v}, nil
-		}, name, need("value", module.Any)),
-		tests("sysctl.persist", "Sets a kernel parameter now and for every boot.\n\nsalt '*' sysctl.persist net.ipv4.ip_forward 1", m.sysctlPersist,
-			name, need("value", module.Any), opt("config", module.Str, nil)),
-		reads("sysctl.default_config", "Names the file in which values are persisted.\n\nsalt '*' sysctl.default_config", func(context.Context, *module.Call) (any, error) {
+		}, name, module.Need("value", module.Any)),
+		module.Tests("sysctl.persist", "Sets a kernel parameter now and for every boot.\n\nsalt '*' sysctl.persist net.ipv4.ip_forward 1", m.sysctlPersist,
+			name, module.Need("value", module.Any), module.May("config", module.Str, nil)),
+		module.Reads("sysctl.default_config", "Names the file in which values are persisted.\n\nsalt '*' sysctl.default_config", func(context.Context, *module.Call) (any, error) {
 			return sysctlFile, nil
 		}),
 	}
@@ -72,8 +72,8 @@ func (m *machine) sysctlGet(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := readFile(p)
-	return strings.TrimRight(s, "\n"), err
+	s, err := module.ReadFile(p)
+	return module.Valid(strings.TrimRight(s, "\n")), err
 }
 
 func (m *machine) sysctlSet(name, value string) error {
@@ -106,7 +106,7 @@ func sysctlLine(l string) (name, value string, ok bool) {
 
 func (m *machine) sysctlShow(ctx context.Context, c *module.Call) (any, error) {
 	out := map[string]any{}
-	if f := c.Any("config_file"); f != nil && f != false && f != "" {
+	if f := c.Any("config_file"); f != nil && !c.Off("config_file") && f != "" {
 		lines, err := m.lines(module.Text(f))
 		if err != nil {
 			return nil, fault.NotFound("file_unreadable", "%s cannot be read", module.Text(f)).Wrap(err)
@@ -121,23 +121,23 @@ func (m *machine) sysctlShow(ctx context.Context, c *module.Call) (any, error) {
 	root := m.path("/proc/sys")
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil // parameters come and go with the network's interfaces
+			return nil //nolint:nilerr // parameters come and go with the network's interfaces
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if i, err := d.Info(); err != nil || i.Mode()&0o444 == 0 {
-			return nil
+			return nil //nolint:nilerr // gone meanwhile, or only to be written
 		}
-		s, err := readFile(p)
+		s, err := module.ReadFile(p)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // some exist and cannot be read now, as those of links that are down
 		}
 		rel, err := filepath.Rel(root, p)
 		if err != nil {
 			return err
 		}
-		out[strings.NewReplacer("/", ".", ".", "/").Replace(rel)] = strings.TrimRight(s, "\n")
+		out[strings.NewReplacer("/", ".", ".", "/").Replace(rel)] = module.Valid(strings.TrimRight(s, "\n"))
 		return nil
 	})
 	return out, err
@@ -161,7 +161,7 @@ func (m *machine) sysctlPersist(_ context.Context, c *module.Call) (any, error) 
 		config = sysctlFile
 	}
 	file := m.path(config)
-	text, err := readIfThere(file)
+	text, err := module.ReadIfThere(file)
 	if err != nil {
 		return nil, err
 	}

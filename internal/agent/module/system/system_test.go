@@ -24,7 +24,7 @@ func testMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	m.now = func() time.Time { return time.Date(2026, 3, 28, 12, 0, 0, 0, time.UTC) }
-	m.bus = func(context.Context) (*busConn, error) { return nil, busMissing(nil) }
+	m.bus = func(context.Context) (*busConn, error) { return nil, module.NoBus(nil) }
 	m.run = func(_ context.Context, argv ...string) (output, error) {
 		return output{}, fault.NotFound("program_missing", "%v", argv)
 	}

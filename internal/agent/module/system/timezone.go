@@ -15,31 +15,31 @@ import (
 const zoneinfo = "/usr/share/zoneinfo"
 
 func (m *machine) timezone() []module.Function {
-	zone := need("timezone", module.Str)
+	zone := module.Need("timezone", module.Str)
 	here := func(layout string) func(context.Context, *module.Call) (any, error) {
 		return func(context.Context, *module.Call) (any, error) { return m.now().In(m.location()).Format(layout), nil }
 	}
 	return []module.Function{
-		reads("timezone.get_zone", "Tells the time zone of the host.\n\nsalt '*' timezone.get_zone", func(context.Context, *module.Call) (any, error) { return m.zone() }),
-		reads("timezone.get_zonecode", "Tells the short name of the host's time zone.\n\nsalt '*' timezone.get_zonecode", here("MST")),
-		reads("timezone.get_offset", "Tells how far the host's time is from UTC.\n\nsalt '*' timezone.get_offset", here("-0700")),
-		reads("timezone.zone_compare", "Tells whether the host keeps the time of a zone.\n\nsalt '*' timezone.zone_compare Europe/Prague", func(_ context.Context, c *module.Call) (any, error) {
+		module.Reads("timezone.get_zone", "Tells the time zone of the host.\n\nsalt '*' timezone.get_zone", func(context.Context, *module.Call) (any, error) { return m.zone() }),
+		module.Reads("timezone.get_zonecode", "Tells the short name of the host's time zone.\n\nsalt '*' timezone.get_zonecode", here("MST")),
+		module.Reads("timezone.get_offset", "Tells how far the host's time is from UTC.\n\nsalt '*' timezone.get_offset", here("-0700")),
+		module.Reads("timezone.zone_compare", "Tells whether the host keeps the time of a zone.\n\nsalt '*' timezone.zone_compare Europe/Prague", func(_ context.Context, c *module.Call) (any, error) {
 			want, err := m.zoneFile(c.Str("timezone"))
 			if err != nil {
 				return nil, err
 			}
-			a, err := readFile(want)
+			a, err := module.ReadFile(want)
 			if err != nil {
 				return nil, err
 			}
-			b, err := readIfThere(m.path("/etc/localtime"))
+			b, err := module.ReadIfThere(m.path("/etc/localtime"))
 			if b == "" { // without the file the host keeps UTC
 				z, zerr := m.zone()
 				return z == c.Str("timezone"), zerr
 			}
 			return a == b, err
 		}, zone),
-		reads("timezone.list_zones", "Lists the time zones that the host knows.\n\nsalt '*' timezone.list_zones", func(context.Context, *module.Call) (any, error) {
+		module.Reads("timezone.list_zones", "Lists the time zones that the host knows.\n\nsalt '*' timezone.list_zones", func(context.Context, *module.Call) (any, error) {
 			lines, err := m.lines(zoneinfo + "/tzdata.zi")
 			out := []string{}
 			for _, l := range lines {
@@ -53,15 +53,15 @@ func (m *machine) timezone() []module.Function {
 			}
 			return out, err
 		}),
-		tests("timezone.set_zone", "Sets the time zone of the host.\n\nsalt '*' timezone.set_zone Europe/Prague", m.setZone, zone),
-		reads("timezone.get_hwclock", "Tells whether the hardware's clock keeps UTC or local time.\n\nsalt '*' timezone.get_hwclock", func(context.Context, *module.Call) (any, error) {
-			text, err := readIfThere(m.path("/etc/adjtime"))
+		module.Tests("timezone.set_zone", "Sets the time zone of the host.\n\nsalt '*' timezone.set_zone Europe/Prague", m.setZone, zone),
+		module.Reads("timezone.get_hwclock", "Tells whether the hardware's clock keeps UTC or local time.\n\nsalt '*' timezone.get_hwclock", func(context.Context, *module.Call) (any, error) {
+			text, err := module.ReadIfThere(m.path("/etc/adjtime"))
 			if lines := module.Lines(text); len(lines) > 2 && strings.TrimSpace(lines[2]) == "LOCAL" {
 				return "localtime", err
 			}
 			return "UTC", err
 		}),
-		tests("timezone.set_hwclock", "Lets the hardware's clock keep UTC or local time.\n\nsalt '*' timezone.set_hwclock UTC", m.setHwclock, need("clock", module.Str)),
+		module.Tests("timezone.set_hwclock", "Lets the hardware's clock keep UTC or local time.\n\nsalt '*' timezone.set_hwclock UTC", m.setHwclock, module.Need("clock", module.Str)),
 	}
 }
 
@@ -71,7 +71,7 @@ func (m *machine) zoneFile(name string) (string, error) {
 		return "", fault.Invalid("bad_name", "%q is not the name of a time zone", name)
 	}
 	p := m.path(zoneinfo + "/" + name)
-	if s, err := readFile(p); err != nil || !strings.HasPrefix(s, "TZif") {
+	if s, err := module.ReadFile(p); err != nil || !strings.HasPrefix(s, "TZif") {
 		return "", fault.NotFound("zone_missing", "there is no time zone %q on this host", name).Fix("see `timezone.list_zones`; tzdata must be installed")
 	}
 	return p, nil
@@ -92,7 +92,7 @@ func (m *machine) zone() (string, error) {
 		if s := m.text("/etc/timezone"); s != "" {
 			return s, nil
 		}
-		have, err := readFile(local)
+		have, err := module.ReadFile(local)
 		if err != nil {
 			return "", err
 		}

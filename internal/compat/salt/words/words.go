@@ -89,7 +89,7 @@ func everywhere() []option {
 		{names: "log-file", takes: true, drop: true},
 		{names: "log-file-level", takes: true, drop: true},
 		{names: "log-fmt-console log-fmt-jid", takes: true, drop: true},
-		{names: "no-color no-colour force-color force-colour", drop: true},
+		{names: "no-color no-colour force-color force-colour", drop: true}, //nolint:misspell // Salt takes both spellings
 		{names: "state-output state_output state-verbose state_verbose", takes: true, drop: true},
 		{names: "out-indent output-indent", takes: true, drop: true},
 		{names: "out-file output-file out-file-append output-file-append", takes: true, no: "there is no option for a file: let the shell write one, with > FILE"},
