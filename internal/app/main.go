@@ -97,7 +97,7 @@ type line struct {
 	} `cmd:"" help:"For tests and demonstrations."`
 	Version versionVerb `cmd:"" help:"Print the version." example:"drover version"`
 
-	SaltKey salt.KeyVerb `cmd:"" name:"salt-key" hidden:"" help:"What salt-key does; salt, salt-call and salt-run are understood too." example:"drover salt-key -L\ndrover salt-key -a web-01"`
+	SaltKey salt.KeyVerb `cmd:"" name:"salt-key" hidden:"" help:"What salt-key does; salt, salt-call and salt-run are understood too." example:"drover salt-key --list-all\ndrover salt-key --accept web-01"`
 }
 
 // Main runs a command line and returns the exit code.

@@ -66,9 +66,9 @@ type Config struct {
 // Verbs is the command line of the agent.
 type Verbs struct {
 	Run    runVerb    `cmd:"" help:"Run the agent." example:"drover agent run\ndrover agent run --config ./agent.yaml"`
-	Enrol  enrolVerb  `cmd:"" help:"Tell the agent which server it is of, and be let in." example:"DROVER_TICKET=dre_… drover agent enrol https://drover.example:7280 --pin SHA256:…\ndrover agent enrol https://drover.example:7280 --ca-file ca.pem"`
+	Enrol  enrolVerb  `cmd:"" help:"Tell the agent which server it is of, and be let in." example:"DROVER_TICKET=dre_… drover agent enrol https://drover.example:7280 --pin SHA256:…"`
 	Call   callVerb   `cmd:"" help:"Call a function on this host, without a server." example:"drover agent call test.ping\ndrover agent call pkg.version bash --out json"`
-	Return returnVerb `cmd:"" hidden:"" help:"Put the old agent back, unless the new one was welcomed."`
+	Return returnVerb `cmd:"" hidden:"" help:"Put the old agent back, unless the new one was welcomed." example:"drover agent return --dir /var/lib/drover-agent"`
 	Facts  factsVerb  `cmd:"" help:"Print the facts of this host." example:"drover agent facts\ndrover agent facts osfinger"`
 }
 

@@ -116,7 +116,7 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 	}
 	_, _ = run("systemctl", "stop", returnUnit+".timer") // of an earlier one
 	_, _ = run("systemctl", "reset-failed", returnUnit+".service", returnUnit+".timer")
-	if r, err := run("systemd-run", "--quiet", "--unit="+returnUnit, fmt.Sprintf("--on-active=%ds", int(wait.Seconds())), keep, "return", "--dir", c.Dir); err != nil || r.Code != 0 {
+	if r, err := run("systemd-run", "--quiet", "--unit="+returnUnit, "--timer-property=AccuracySec=1s", fmt.Sprintf("--on-active=%ds", int(wait.Seconds())), keep, "return", "--dir", c.Dir); err != nil || r.Code != 0 {
 		return nil, errors.Join(fault.Unavailable("upgrade_return", "the way back cannot be laid, so the agent is not upgraded: %.500s", string(r.Err)).Wrap(err), os.Remove(upgradeFile(c.Dir)))
 	}
 	what := []string{"upgrade", "drover-agent"}
