@@ -270,11 +270,12 @@ func TestStaleServices(t *testing.T) {
 
 // A process whose program is replaced while it runs is found for what it is.
 func TestDeletedCodeOfARealProcess(t *testing.T) {
-	dir, err := os.MkdirTemp(".", "stale-") // not below /tmp, which is left out
+	// What lies below /tmp is never taken for a program of the system's, and the tests may run there.
+	dir, err := os.MkdirTemp("/var/lib", "drover-stale-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	b, err := os.ReadFile("/bin/sleep")
 	if err != nil {
 		t.Fatal(err)
