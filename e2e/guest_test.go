@@ -853,7 +853,7 @@ func (g *guests) upgrade(m *machine) {
 	g.until("the upgrade is told of", 2*time.Minute, func() bool {
 		var w job.Whole
 		g.answer(&w, "job", "show", j.ID)
-		return len(w.Hosts) == 1 && w.Hosts[0].State == wire.Answered && strings.Contains(string(w.Hosts[0].Return), "drover-agent-0:1.1") || strings.Contains(string(w.Hosts[0].Return), "drover-agent-1.1")
+		return len(w.Hosts) == 1 && w.Hosts[0].State == wire.Answered && regexp.MustCompile(`"to": *"drover-agent-1\.1-`).Match(w.Hosts[0].Return)
 	})
 
 	g.bring("1.2", true)
