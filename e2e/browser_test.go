@@ -115,6 +115,14 @@ func (b *browser) read(r *bufio.Reader) {
 // call runs a method of the remote protocol.
 func (b *browser) call(method string, params, out any) {
 	b.t.Helper()
+	for b.try(method, params, out) {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// try is call, and tells whether the page went away while it was asked: then the next one is.
+func (b *browser) try(method string, params, out any) (again bool) {
+	b.t.Helper()
 	b.mu.Lock()
 	b.next++
 	m := map[string]any{"id": b.next, "method": method}
@@ -140,6 +148,9 @@ func (b *browser) call(method string, params, out any) {
 	}
 	select {
 	case r, ok := <-c:
+		if ok && r.Error != nil && method == "Runtime.evaluate" && strings.Contains(fmt.Sprintf("%+v", r.Error), "navigated or closed") {
+			return true
+		}
 		if !ok || r.Error != nil {
 			b.t.Fatalf("%s: %+v", method, r.Error)
 		}
@@ -151,6 +162,7 @@ func (b *browser) call(method string, params, out any) {
 	case <-time.After(30 * time.Second):
 		b.t.Fatalf("%s: no answer", method)
 	}
+	return false
 }
 
 // open goes to a page and waits until it is loaded.
