@@ -3,12 +3,12 @@ package agent
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"drover/internal/agent/module"
@@ -39,8 +39,7 @@ type Config struct {
 	Watched  Watched
 	Welcomed func() error // called when the server has welcomed this process; nil for nothing
 	Log      *slog.Logger
-	HTTP     *http.Client // nil makes one
-	Connect  []nats.Option
+	HTTP     *http.Client     // nil makes one
 	Now      func() time.Time // the host's clock, which may be wrong; nil is the machine's
 }
 
@@ -75,7 +74,6 @@ type Agent struct {
 
 	welcomed chan struct{} // gets one at each welcome
 	report   chan struct{} // gets one when a report is wanted
-	refused  atomic.Int64  // commands that were not this server's, or not for this host
 	work     sync.WaitGroup
 }
 
@@ -97,7 +95,7 @@ func New(cfg Config) (*Agent, error) {
 
 func random(n int) string {
 	b := make([]byte, n)
-	_, _ = rand.Read(b) // never fails, crypto/rand
+	_, _ = crand.Read(b) // never fails, crypto/rand
 	return hex.EncodeToString(b)
 }
 
@@ -121,7 +119,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			wait = time.Second
 		}
 		a.log.Warn("no connection to the server", "server", a.cfg.URL, "err", err, "again", wait)
-		if err := pause(ctx, wait+spread(a.spreadOver())); err != nil {
+		if err := module.Sleep(ctx, wait+spread(a.spreadOver())); err != nil {
 			break
 		}
 		wait = min(2*wait, 30*time.Second)
@@ -148,10 +146,6 @@ func (a *Agent) Name() string { return a.cfg.Name }
 func (a *Agent) now() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.nowLocked()
-}
-
-func (a *Agent) nowLocked() int64 {
 	if a.when.IsZero() {
 		return a.cfg.Now().UnixMicro()
 	}
@@ -171,26 +165,10 @@ func (a *Agent) Connected() bool {
 	return a.conn != nil && a.conn.IsConnected() && !a.when.IsZero() && a.welcome.Refused == ""
 }
 
+// spread is a random part of a time, so that many hosts do not do the same at once.
 func spread(over time.Duration) time.Duration {
 	if over <= 0 {
 		return 0
 	}
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	var n uint64
-	for _, c := range b {
-		n = n<<8 | uint64(c)
-	}
-	return time.Duration(n % uint64(over)) //nolint:gosec // over is positive
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
+	return rand.N(over) //nolint:gosec // no secret
 }

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"drover/internal/agent/module"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -60,7 +62,7 @@ func (a *Agent) beacons(ctx context.Context) {
 	w := &watcher{a: a, b: b, last: map[string]string{}, said: map[string]bool{}}
 	for first := true; ; first = false {
 		w.look(ctx, first)
-		if pause(ctx, every) != nil {
+		if module.Sleep(ctx, every) != nil {
 			return
 		}
 	}

@@ -54,7 +54,7 @@ func (a *Agent) command(b []byte) error {
 	welcomed := !a.when.IsZero() && a.welcome.Refused == ""
 	a.mu.Unlock()
 	switch {
-	case !reJID.MatchString(c.Job):
+	case !wire.IsJID(c.Job):
 		return fault.Invalid("command_bad", "a command has no id")
 	case c.Host != id:
 		return fault.Denied("command_foreign", "the command %s is for another host", c.Job)
@@ -349,7 +349,7 @@ func (a *Agent) Kill(jid string, signal int) error {
 
 // sweep forgets old commands now and then.
 func (a *Agent) sweep(ctx context.Context) {
-	for pause(ctx, time.Minute+spread(10*time.Second)) == nil {
+	for module.Sleep(ctx, time.Minute+spread(10*time.Second)) == nil {
 		a.journal.sweep(a.now())
 		a.mu.Lock()
 		idle := a.ran && len(a.running) == 0

@@ -63,7 +63,7 @@ func (a *Agent) listen(ctx context.Context) error {
 	if len(ad.Bus) == 0 {
 		return fault.Unavailable("bus_none", "the server has no bus for agents").Fix("give the server bus_listen")
 	}
-	c, err := nats.Connect(strings.Join(ad.Bus, ","), append(opts, a.cfg.Connect...)...)
+	c, err := nats.Connect(strings.Join(ad.Bus, ","), opts...)
 	if err != nil {
 		return fault.Unavailable("bus_away", "the bus %s cannot be reached", strings.Join(ad.Bus, ", ")).Wrap(err)
 	}
@@ -213,7 +213,6 @@ func (a *Agent) hear(m *nats.Msg) {
 		a.alive()
 	}
 	if err != nil {
-		a.refused.Add(1)
 		a.log.Warn("a message is refused", "kind", kind, "code", fault.Code(err), "err", err)
 	}
 }

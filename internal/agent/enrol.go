@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"drover/internal/agent/module"
 	"drover/internal/durable"
 	"drover/internal/fault"
 	"drover/internal/fleet/wire"
@@ -220,7 +221,7 @@ func (a *Agent) enrol(ctx context.Context) error {
 				a.log.Info("this host waits for approval: drover host accept "+a.cfg.Name, "key", a.public, "why", ad.Why)
 				told = true
 			}
-			if err := pause(ctx, time.Duration(max(2, ad.Again))*time.Second+spread(2*time.Second)); err != nil {
+			if err := module.Sleep(ctx, time.Duration(max(2, ad.Again))*time.Second+spread(2*time.Second)); err != nil {
 				return err
 			}
 		default:

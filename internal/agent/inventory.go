@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,8 +30,8 @@ type Inventory struct {
 // digest names an inventory.
 func (v Inventory) digest() string {
 	h := sha256.New()
-	for _, kind := range sorted(v.Items) {
-		for _, k := range sorted(v.Items[kind]) {
+	for _, kind := range slices.Sorted(maps.Keys(v.Items)) {
+		for _, k := range slices.Sorted(maps.Keys(v.Items[kind])) {
 			h.Write([]byte(kind + "\x00" + k + "\x00" + v.Items[kind][k] + "\n"))
 		}
 	}
@@ -38,15 +39,6 @@ func (v Inventory) digest() string {
 		h.Write([]byte(p + "\n"))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-func sorted[T any](m map[string]T) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // since is what has changed from an older inventory.
@@ -99,7 +91,7 @@ func (a *Agent) inventory(ctx context.Context) {
 			return
 		case <-t.C:
 		case <-a.report:
-			if err := pause(ctx, spread(min(a.spreadOver(), time.Minute))); err != nil {
+			if err := module.Sleep(ctx, spread(min(a.spreadOver(), time.Minute))); err != nil {
 				return
 			}
 		}
@@ -234,19 +226,26 @@ func (a *Agent) host() module.Host {
 		return out, err
 	}
 	h.Call = func(ctx context.Context, fun string, args []any, named map[string]any) (any, error) {
-		f, ok := a.cfg.Registry.Get(fun)
-		if !ok {
-			return nil, fault.NotFound("function_unknown", "there is no function %.100s on this host", fun).Fix("see sys.list_functions")
-		}
-		if err := a.cfg.Policy().check(fun); err != nil {
-			return nil, err
-		}
-		inner := a.host()
-		c, err := module.Bind(&inner, f, args, named, false)
-		if err != nil {
-			return nil, err
-		}
-		return safely(ctx, f, c)
+		v, _, err := a.invoke(ctx, fun, args, named)
+		return v, err
 	}
 	return h
+}
+
+// invoke runs a function of this host for the agent itself or for another function.
+func (a *Agent) invoke(ctx context.Context, fun string, args []any, named map[string]any) (v any, rc int, err error) {
+	f, ok := a.cfg.Registry.Get(fun)
+	if !ok {
+		return nil, 0, fault.NotFound("function_unknown", "there is no function %.100s on this host", fun).Fix("see sys.list_functions")
+	}
+	if err := a.cfg.Policy().check(fun); err != nil {
+		return nil, 0, err
+	}
+	h := a.host()
+	c, err := module.Bind(&h, f, args, named, false)
+	if err != nil {
+		return nil, 0, err
+	}
+	v, err = safely(ctx, f, c)
+	return v, c.RC, err
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -48,8 +47,6 @@ type entry struct {
 	said    time.Time
 }
 
-var reJID = regexp.MustCompile(`^[0-9]{20}$`)
-
 func openJournal(dir string) (*journal, error) {
 	j := &journal{known: map[string]*entry{}}
 	if dir == "" {
@@ -65,7 +62,7 @@ func openJournal(dir string) (*journal, error) {
 	}
 	for _, de := range es {
 		id, ok := strings.CutSuffix(de.Name(), ".json")
-		if !ok || !reJID.MatchString(id) {
+		if !ok || !wire.IsJID(id) {
 			continue
 		}
 		b, err := os.ReadFile(filepath.Join(j.dir, de.Name()))

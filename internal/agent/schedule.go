@@ -86,7 +86,7 @@ func (a *Agent) schedule(ctx context.Context) {
 			}
 			for {
 				at := s.next(time.Now())
-				if at.IsZero() || pause(ctx, time.Until(at)+spread(time.Duration(s.Splay)*time.Second)) != nil {
+				if at.IsZero() || module.Sleep(ctx, time.Until(at)+spread(time.Duration(s.Splay)*time.Second)) != nil {
 					return
 				}
 				a.scheduled(ctx, name, s)
@@ -99,22 +99,10 @@ func (a *Agent) schedule(ctx context.Context) {
 func (a *Agent) scheduled(ctx context.Context, name string, s Scheduled) {
 	began := time.Now()
 	data := map[string]any{"schedule": name, "fun": s.Function, "fun_args": s.Args, "success": false, "retcode": 1}
-	f, ok := a.cfg.Registry.Get(s.Function)
-	err := a.cfg.Policy().check(s.Function)
-	if err == nil && !ok {
-		err = fault.NotFound("function_unknown", "there is no function %s on this host", s.Function)
-	}
+	v, rc, err := a.invoke(ctx, s.Function, s.Args, s.Kwargs)
 	if err == nil {
-		h := a.host()
-		var c *module.Call
-		if c, err = module.Bind(&h, f, s.Args, s.Kwargs, false); err == nil {
-			var v any
-			if v, err = safely(ctx, f, c); err == nil {
-				data["return"], data["retcode"], data["success"] = v, c.RC, c.RC == 0
-			}
-		}
-	}
-	if err != nil {
+		data["return"], data["retcode"], data["success"] = v, rc, rc == 0
+	} else {
 		data["error"] = err.Error()
 		a.log.Warn("what was scheduled failed", "schedule", name, "err", err)
 	}

@@ -104,8 +104,7 @@ type line struct {
 func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
 	args, err := salted(args)
 	if err != nil {
-		f := fault.As(err)
-		fmt.Fprintf(errw, "drover: %s\n  %s\n  (%s)\n", f.Msg, f.Remedy, f.Code)
+		fault.Print(errw, "drover", err)
 		return 2
 	}
 	var l line
@@ -156,16 +155,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return 1
 	}
-	f := fault.As(err)
-	fmt.Fprintf(errw, "drover: %s", f.Msg)
-	if f.Err != nil {
-		fmt.Fprintf(errw, ": %v", f.Err)
-	}
-	fmt.Fprintln(errw)
-	if f.Remedy != "" {
-		fmt.Fprintf(errw, "  %s\n", f.Remedy)
-	}
-	fmt.Fprintf(errw, "  (%s)\n", f.Code)
+	fault.Print(errw, "drover", err)
 	return fault.ExitCode(err)
 }
 

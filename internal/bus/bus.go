@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -65,9 +66,7 @@ type Bus struct {
 // is for as long as it is open.
 func Open(ctx context.Context, cfg Config) (*Bus, error) {
 	b := &Bus{cfg: cfg, revoked: map[string]time.Time{}}
-	for k, at := range cfg.Revoked {
-		b.revoked[k] = at
-	}
+	maps.Copy(b.revoked, cfg.Revoked)
 	var err error
 	if b.keys, err = openKeys(cfg.Dir); err != nil {
 		return nil, err
@@ -103,51 +102,62 @@ func (b *Bus) embed() error {
 	if err := errors.Join(accounts.Store(public(b.keys.system), system), accounts.Store(public(b.keys.fleet), fleet)); err != nil {
 		return err
 	}
-	o := &server.Options{
-		ServerName: "drover", NoSigs: true, NoLog: true, DontListen: b.cfg.Listen == "",
-		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: accounts, SystemAccount: public(b.keys.system),
-		MaxPayload: maxPayload, MaxPending: maxPending, AuthTimeout: authWait.Seconds(), TLSTimeout: authWait.Seconds(), PingInterval: pingEvery, MaxPingsOut: 2,
-		MaxControlLine: 1024, DisableShortFirstPing: true,
-	}
+	o := options("drover", operator, accounts, public(b.keys.system))
+	o.DontListen = b.cfg.Listen == ""
 	if b.cfg.Listen != "" {
-		host, port, err := net.SplitHostPort(b.cfg.Listen)
-		if err == nil {
-			o.Host = host
-			o.Port, err = strconv.Atoi(port)
+		if o.Host, o.Port, err = listenAt(b.cfg.Listen, "the bus"); err != nil {
+			return err
 		}
-		if err != nil {
-			return fault.Invalid("bus_listen", "%q is no address for the bus", b.cfg.Listen).Wrap(err).Fix("give HOST:PORT")
-		}
-		if o.Port == 0 {
-			o.Port = server.RANDOM_PORT
-		}
-		if b.cfg.TLS != nil {
-			o.TLSConfig, o.TLS = b.cfg.TLS, true
-		}
+		o.TLSConfig, o.TLS = b.cfg.TLS, b.cfg.TLS != nil
 	}
 	if b.cfg.Leaves != "" {
-		host, port, err := net.SplitHostPort(b.cfg.Leaves)
-		if err == nil {
-			o.LeafNode.Host = host
-			o.LeafNode.Port, err = strconv.Atoi(port)
-		}
-		if err != nil {
-			return fault.Invalid("bus_listen", "%q is no address for leaves of the bus", b.cfg.Leaves).Wrap(err).Fix("give HOST:PORT")
-		}
-		if o.LeafNode.Port == 0 {
-			o.LeafNode.Port = server.RANDOM_PORT
+		if o.LeafNode.Host, o.LeafNode.Port, err = listenAt(b.cfg.Leaves, "leaves of the bus"); err != nil {
+			return err
 		}
 		o.LeafNode.AuthTimeout, o.LeafNode.TLSTimeout, o.LeafNode.TLSConfig = authWait.Seconds(), authWait.Seconds(), b.cfg.TLS
 	}
-	if b.srv, err = server.NewServer(o); err != nil {
-		return fault.Invalid("bus_start", "the bus does not start").Wrap(err).Fix("check its address, its certificate and the keys in %s", b.cfg.Dir)
+	b.srv, err = start(o, b.cfg.Log, b.cfg.Dir, b.cfg.Listen)
+	return err
+}
+
+// options are what the server's bus and a leaf have in common.
+func options(name string, operator *jwt.OperatorClaims, accounts server.AccountResolver, system string) *server.Options {
+	return &server.Options{
+		ServerName: name, NoSigs: true, NoLog: true,
+		TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: accounts, SystemAccount: system,
+		MaxPayload: maxPayload, MaxPending: maxPending, AuthTimeout: authWait.Seconds(), TLSTimeout: authWait.Seconds(), PingInterval: pingEvery, MaxPingsOut: 2,
+		MaxControlLine: 1024, DisableShortFirstPing: true,
 	}
-	b.srv.SetLoggerV2(logger{b.cfg.Log}, false, false, false)
-	go b.srv.Start()
-	if !b.srv.ReadyForConnections(startWait) {
-		return fault.Unavailable("bus_start", "the bus does not start on %s", b.cfg.Listen).Fix("another program may use that port")
+}
+
+// listenAt takes HOST:PORT apart; port 0 is a free one.
+func listenAt(addr, what string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err == nil {
+		port, err = strconv.Atoi(text)
 	}
-	return nil
+	if err != nil {
+		return "", 0, fault.Invalid("bus_listen", "%q is no address for %s", addr, what).Wrap(err).Fix("give HOST:PORT")
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	return host, port, nil
+}
+
+// start starts a server and waits until it listens. It is returned to be shut down after an error,
+// too, if there is one.
+func start(o *server.Options, log *slog.Logger, dir, addr string) (*server.Server, error) {
+	srv, err := server.NewServer(o)
+	if err != nil {
+		return nil, fault.Invalid("bus_start", "the bus does not start").Wrap(err).Fix("check its address, its certificate and the keys in %s", dir)
+	}
+	srv.SetLoggerV2(logger{log}, false, false, false)
+	go srv.Start()
+	if !srv.ReadyForConnections(startWait) {
+		return srv, fault.Unavailable("bus_start", "the bus does not start on %s", addr).Fix("another program may use that port")
+	}
+	return srv, nil
 }
 
 // connect makes drover's own two connections. A cluster is told which agents are revoked, each
@@ -208,14 +218,19 @@ func (b *Bus) Revoke(ctx context.Context, key string, at time.Time) error {
 	return b.tell(ctx)
 }
 
+// fleet is the account of the fleet as it is now.
+func (b *Bus) fleet() (string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.keys.fleetJWT(b.revoked)
+}
+
 // tell gives the servers the account of the fleet as it is now; those that are embedded hear it
 // as those of a cluster do.
 func (b *Bus) tell(ctx context.Context) error {
 	b.telling.Lock() // an older state must not come after a newer one
 	defer b.telling.Unlock()
-	b.mu.Lock()
-	text, err := b.keys.fleetJWT(b.revoked)
-	b.mu.Unlock()
+	text, err := b.fleet()
 	if err != nil {
 		return err
 	}
@@ -257,9 +272,7 @@ func (b *Bus) LeafAddr() string {
 
 // Remind tells leaves who is revoked: one that was away has missed it.
 func (b *Bus) Remind() error {
-	b.mu.Lock()
-	text, err := b.keys.fleetJWT(b.revoked)
-	b.mu.Unlock()
+	text, err := b.fleet()
 	if err != nil {
 		return err
 	}

@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -144,34 +142,17 @@ func OpenLeaf(cfg LeafConfig) (*Leaf, error) {
 	if err := errors.Join(accounts.Store(system.Subject, cfg.Key.System), accounts.Store(fleet.Subject, cfg.Key.Fleet)); err != nil {
 		return nil, err
 	}
-	host, text, err := net.SplitHostPort(cfg.Listen)
-	if err != nil {
-		return nil, fault.Invalid("bus_listen", "%q is no address for the bus", cfg.Listen).Wrap(err).Fix("give HOST:PORT")
+	o := options("drover-"+cfg.Key.Name, operator, accounts, system.Subject)
+	if o.Host, o.Port, err = listenAt(cfg.Listen, "the bus"); err != nil {
+		return nil, err
 	}
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		return nil, fault.Invalid("bus_listen", "%q is no address for the bus", cfg.Listen).Wrap(err).Fix("give HOST:PORT")
-	}
-	if port == 0 {
-		port = server.RANDOM_PORT
-	}
-	o := &server.Options{ServerName: "drover-" + cfg.Key.Name, NoSigs: true, NoLog: true, Host: host, Port: port, TrustedOperators: []*jwt.OperatorClaims{operator}, AccountResolver: accounts, SystemAccount: system.Subject,
-		MaxPayload: maxPayload, MaxPending: maxPending, AuthTimeout: authWait.Seconds(), TLSTimeout: authWait.Seconds(), PingInterval: pingEvery, MaxPingsOut: 2, MaxControlLine: 1024, DisableShortFirstPing: true}
-	if cfg.TLS != nil {
-		o.TLSConfig, o.TLS = cfg.TLS, true
-	}
+	o.TLSConfig, o.TLS = cfg.TLS, cfg.TLS != nil
 	o.LeafNode.ReconnectInterval = time.Second
 	o.LeafNode.Remotes = []*server.RemoteLeafOpts{{LocalAccount: fleet.Subject, URLs: []*url.URL{hub}, Credentials: file, TLS: cfg.HubTLS != nil, TLSConfig: cfg.HubTLS, TLSTimeout: authWait.Seconds()}}
-	if l.srv, err = server.NewServer(o); err != nil {
-		return nil, fault.Invalid("bus_start", "the bus does not start").Wrap(err)
+	if l.srv, err = start(o, cfg.Log, cfg.Dir, cfg.Listen); err == nil {
+		err = l.connect()
 	}
-	l.srv.SetLoggerV2(logger{cfg.Log}, false, false, false)
-	go l.srv.Start()
-	if !l.srv.ReadyForConnections(startWait) {
-		l.Close()
-		return nil, fault.Unavailable("bus_start", "the bus does not start on %s", cfg.Listen).Fix("another program may use that port")
-	}
-	if err := l.connect(); err != nil {
+	if err != nil {
 		l.Close()
 		return nil, err
 	}

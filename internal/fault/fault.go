@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 )
 
@@ -101,6 +102,20 @@ func FromStatus(status int, code, msg, remedy string) *Error {
 		k = KindUnavailable
 	}
 	return &Error{Code: code, Kind: k, Msg: msg, Remedy: remedy}
+}
+
+// Print writes err as a command line tells of it: what failed, the remedy, the code.
+func Print(w io.Writer, program string, err error) {
+	f := As(err)
+	fmt.Fprintf(w, "%s: %s", program, f.Msg)
+	if f.Err != nil {
+		fmt.Fprintf(w, ": %v", f.Err)
+	}
+	fmt.Fprintln(w)
+	if f.Remedy != "" {
+		fmt.Fprintf(w, "  %s\n", f.Remedy)
+	}
+	fmt.Fprintf(w, "  (%s)\n", f.Code)
 }
 
 // ExitCode is the process's exit code for err: 0 ok, 1 failed, 4 not found,

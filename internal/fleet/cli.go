@@ -15,22 +15,35 @@ import (
 // Target is a target on a command line, with Salt's options.
 type Target struct {
 	Target    string `arg:"" optional:"" help:"Which hosts: a glob of names, or what the options say."`
-	PCRE      bool   `short:"E" name:"pcre" help:"The target is a regular expression of names."`
-	List      bool   `short:"L" name:"list" help:"The target is a list of names, with commas."`
-	Grain     bool   `short:"G" name:"grain" help:"The target is FACT:GLOB."`
-	GrainPCRE bool   `short:"P" name:"grain-pcre" help:"The target is FACT:REGEXP."`
-	Compound  bool   `short:"C" name:"compound" help:"The target is Salt's compound: G@os:CentOS* and not L@a,b."`
-	Nodegroup bool   `short:"N" name:"nodegroup" help:"The target is a group."`
-	Subnet    bool   `short:"S" name:"ipcidr" help:"The target is an address or a subnet."`
-	Query     bool   `short:"Q" name:"query" help:"The target is a query: fact.os == \"CentOS Stream\" and pkg(\"openssl\") < \"3.2.2-16\"."`
+	PCRE      bool   `short:"E" xor:"form" name:"pcre" help:"The target is a regular expression of names."`
+	List      bool   `short:"L" xor:"form" name:"list" help:"The target is a list of names, with commas."`
+	Grain     bool   `short:"G" xor:"form" name:"grain" help:"The target is FACT:GLOB."`
+	GrainPCRE bool   `short:"P" xor:"form" name:"grain-pcre" help:"The target is FACT:REGEXP."`
+	Compound  bool   `short:"C" xor:"form" name:"compound" help:"The target is Salt's compound: G@os:CentOS* and not L@a,b."`
+	Nodegroup bool   `short:"N" xor:"form" name:"nodegroup" help:"The target is a group."`
+	Subnet    bool   `short:"S" xor:"form" name:"ipcidr" help:"The target is an address or a subnet."`
+	Query     bool   `short:"Q" xor:"form" name:"query" help:"The target is a query: fact.os == \"CentOS Stream\" and pkg(\"openssl\") < \"3.2.2-16\"."`
 }
 
 // Form is how the target is written.
 func (t Target) Form() selector.Form {
-	for f, on := range map[selector.Form]bool{selector.PCRE: t.PCRE, selector.ListForm: t.List, selector.Grain: t.Grain, selector.GrainPCRE: t.GrainPCRE, selector.Compound: t.Compound, selector.Nodegroup: t.Nodegroup, selector.Subnet: t.Subnet, selector.Query: t.Query} {
-		if on {
-			return f
-		}
+	switch {
+	case t.PCRE:
+		return selector.PCRE
+	case t.List:
+		return selector.ListForm
+	case t.Grain:
+		return selector.Grain
+	case t.GrainPCRE:
+		return selector.GrainPCRE
+	case t.Compound:
+		return selector.Compound
+	case t.Nodegroup:
+		return selector.Nodegroup
+	case t.Subnet:
+		return selector.Subnet
+	case t.Query:
+		return selector.Query
 	}
 	return selector.Glob
 }

@@ -67,7 +67,7 @@ type Store struct {
 	changed  []func(Member) // told when a host comes or goes
 
 	reports chan *filing
-	items   itemCache
+	items   map[item]int64 // numbers of what is stored
 }
 
 // member is a host that is let in, as this process knows it.
@@ -123,7 +123,7 @@ func number(word string) int64 {
 // New opens the fleet.
 func New(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, db: cfg.DB, log: cfg.Log, members: map[int64]*member{}, byKey: map[string]*member{}, dirty: map[int64]bool{}, began: time.Now(),
-		handlers: map[string]func(Member, []byte){}, reports: make(chan *filing, 64), items: newItemCache()}
+		handlers: map[string]func(Member, []byte){}, reports: make(chan *filing, 64), items: map[item]int64{}}
 	if err := s.openKey(); err != nil {
 		return nil, err
 	}

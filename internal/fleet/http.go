@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"embed"
@@ -66,7 +67,7 @@ func (s *Store) Routes(srv *web.Server, jobs func(ctx context.Context, host stri
 			Target string `query:"target" maxLength:"16384"`
 			Form   string `query:"form" maxLength:"20" doc:"how target is written"`
 		}) ([]Host, error) {
-			return s.Hosts(ctx, in.State, or(in.Form, selector.Glob), in.Target)
+			return s.Hosts(ctx, in.State, cmp.Or(selector.Form(in.Form), selector.Glob), in.Target)
 		})
 	web.Route(srv, web.Op{Method: "POST", Path: "/api/v1/hosts/select", ID: "host-select", Summary: "The names of the hosts that a target means", Tag: tag, MaxBody: 2 << 20},
 		func(ctx context.Context, in *struct {
@@ -75,7 +76,7 @@ func (s *Store) Routes(srv *web.Server, jobs func(ctx context.Context, host stri
 				Form   string `json:"form,omitempty" maxLength:"20"`
 			}
 		}) (map[string][]string, error) {
-			names, err := s.SelectNames(ctx, or(in.Body.Form, selector.Query), in.Body.Target)
+			names, err := s.SelectNames(ctx, cmp.Or(selector.Form(in.Body.Form), selector.Query), in.Body.Target)
 			return map[string][]string{"hosts": names}, err
 		})
 	web.Route(srv, web.Op{Method: "GET", Path: "/api/v1/hosts/{name}", ID: "host-show", Summary: "A host", Tag: tag},
@@ -142,16 +143,9 @@ func (s *Store) Routes(srv *web.Server, jobs func(ctx context.Context, host stri
 				Note   string `json:"note,omitempty" maxLength:"500"`
 			}
 		}) (none, error) {
-			return none{}, s.SetGroup(ctx, Group{Name: in.Name, Form: string(or(in.Body.Form, selector.Compound)), Target: in.Body.Target, Note: in.Body.Note})
+			return none{}, s.SetGroup(ctx, Group{Name: in.Name, Form: cmp.Or(in.Body.Form, string(selector.Compound)), Target: in.Body.Target, Note: in.Body.Note})
 		})
 	s.pageRoutes(srv, jobs)
-}
-
-func or(form string, other selector.Form) selector.Form {
-	if form == "" {
-		return other
-	}
-	return selector.Form(form)
 }
 
 // agentRoutes are what agents call.
@@ -178,7 +172,7 @@ func (s *Store) agentRoutes(srv *web.Server) {
 			if _, err := Caller(ctx); err != nil {
 				return nil, err
 			}
-			return s.Mine(ctx, or(in.Body.Form, selector.Glob), in.Body.Target, in.Body.Fun)
+			return s.Mine(ctx, cmp.Or(selector.Form(in.Body.Form), selector.Glob), in.Body.Target, in.Body.Fun)
 		})
 	srv.HandleFunc("POST /api/v1/agent/report", func(w http.ResponseWriter, r *http.Request) error {
 		if err := auth.Need(r.Context(), "work.agent", auth.From(r.Context()).Name); err != nil {
@@ -221,7 +215,7 @@ func (s *Store) pageRoutes(srv *web.Server, jobs func(ctx context.Context, host 
 
 			PresenceBar, SystemsBar, VersionsBar, KernelsBar template.HTML `json:"-"`
 		}
-		target, form := q.Get("target"), or(q.Get("form"), selector.Glob)
+		target, form := q.Get("target"), cmp.Or(selector.Form(q.Get("form")), selector.Glob)
 		if target != "" && q.Get("form") == "" && strings.ContainsAny(target, " =(<>\"") {
 			form = selector.Query
 		}

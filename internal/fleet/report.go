@@ -31,11 +31,6 @@ const (
 // item is a thing that hosts have.
 type item struct{ kind, key, value string }
 
-// itemCache remembers the numbers of items that are stored.
-type itemCache struct{ ids map[item]int64 }
-
-func newItemCache() itemCache { return itemCache{map[item]int64{}} }
-
 // filing is a report on its way into the database.
 type filing struct {
 	host   int64
@@ -202,10 +197,10 @@ func (s *Store) fileBatch(ctx context.Context, batch []*filing) {
 		return err
 	})
 	if err == nil {
-		if len(s.items.ids)+len(fresh) > maxItems {
-			s.items = newItemCache()
+		if len(s.items)+len(fresh) > maxItems {
+			clear(s.items)
 		}
-		maps.Copy(s.items.ids, fresh)
+		maps.Copy(s.items, fresh)
 		s.mu.Lock()
 		for i, f := range batch {
 			if m := s.members[f.host]; m != nil && errs[i] == nil {
@@ -243,7 +238,7 @@ func (s *Store) number(tx *db.Tx, batch []*filing, fresh map[item]int64) error {
 	seen := map[item]bool{}
 	for _, f := range batch {
 		for _, it := range f.add {
-			if _, ok := s.items.ids[it]; !ok && !seen[it] {
+			if _, ok := s.items[it]; !ok && !seen[it] {
 				seen[it] = true
 				unknown = append(unknown, it)
 			}
@@ -300,7 +295,7 @@ func indexed(items []item) map[string]map[string]string {
 // apply closes what is gone or changed of a host, and adds to rows what is new.
 func (s *Store) apply(tx *db.Tx, f *filing, fresh map[item]int64, rows map[string]map[string]int64) error {
 	id := func(it item) int64 {
-		if n, ok := s.items.ids[it]; ok {
+		if n, ok := s.items[it]; ok {
 			return n
 		}
 		return fresh[it]
@@ -388,7 +383,6 @@ type FactFilter struct {
 	Search  string // a part of the key
 	At      int64  // as of a time in microseconds; 0 is now
 	History bool   // also what is no more, the newest change first
-	After   string // keys behind this one
 	Limit   int
 }
 
@@ -420,8 +414,8 @@ func (s *Store) Facts(ctx context.Context, name string, f FactFilter) ([]Fact, e
 			x.Since, x.Until = db.Time(since), db.Time(until)
 			out = append(out, x)
 			return err
-		}, "SELECT i.kind, i.key, i.value, h.since, h.until FROM fleet_has h JOIN fleet_item i ON i.id = h.item WHERE h.host = $1 AND ($2 = '' OR i.kind = $2) AND ($3 = '' OR LOWER(i.key) LIKE $4 ESCAPE '\\') AND i.key > $5 AND "+where+" ORDER BY "+order+" LIMIT $6",
-			id, f.Kind, f.Search, "%"+db.Like(strings.ToLower(f.Search)), f.After, f.Limit)
+		}, "SELECT i.kind, i.key, i.value, h.since, h.until FROM fleet_has h JOIN fleet_item i ON i.id = h.item WHERE h.host = $1 AND ($2 = '' OR i.kind = $2) AND ($3 = '' OR LOWER(i.key) LIKE $4 ESCAPE '\\') AND "+where+" ORDER BY "+order+" LIMIT $5",
+			id, f.Kind, f.Search, "%"+db.Like(strings.ToLower(f.Search)), f.Limit)
 	})
 	return out, err
 }

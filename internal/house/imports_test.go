@@ -82,7 +82,7 @@ func mayImport(from, to string) string {
 		return "only cmd imports app"
 	case strings.HasSuffix(path.Base(to), "test"):
 		return "test support belongs into tests"
-	case isProcess(to) && !(isProcess(from) && fromRoom == toRoom):
+	case isProcess(to) && (!isProcess(from) || fromRoom != toRoom):
 		return "only app starts a process"
 	case isProcess(from) || path.Base(from) == "wire":
 		if toDomain && path.Base(to) != "wire" {

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -149,7 +150,7 @@ func (s *Store) may(ctx context.Context, sp Spec, members []fleet.Member) (appro
 			allowed.Or(set)
 		case Deny:
 			if names := within(set, members, true); len(names) > 0 {
-				return false, fault.Denied("job_denied", "rule %d forbids %s to run %s on %s", r.ID, a, sp.Fun, few(names)).Fix("%s", or(r.Note, "leave these hosts out, or ask an admin about the rule"))
+				return false, fault.Denied("job_denied", "rule %d forbids %s to run %s on %s", r.ID, a, sp.Fun, few(names)).Fix("%s", cmp.Or(r.Note, "leave these hosts out, or ask an admin about the rule"))
 			}
 		case FourEye:
 			approval = approval || len(within(set, members, true)) > 0
@@ -162,13 +163,6 @@ func (s *Store) may(ctx context.Context, sp Spec, members []fleet.Member) (appro
 		return false, fault.Denied("job_denied", "%s may not run %s on %s", a, sp.Fun, few(names)).Fix("leave these hosts out, or ask an admin for a rule that allows it")
 	}
 	return approval, nil
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // concerns tells whether a rule is for somebody.
@@ -227,12 +221,9 @@ func (s *Store) decide(ctx context.Context, id string, yes bool, why string) err
 		return fault.Conflict("job_stale", "the job %s is older than a week", id).Fix("start it again")
 	}
 	var ids []int64
-	if err := s.db.Read(ctx, func(tx *db.Tx) error {
-		var text string
-		if err := tx.QueryRow("SELECT hosts FROM job_job WHERE id = $1", j.num).Scan(&text); err != nil {
-			return err
-		}
-		return json.Unmarshal([]byte(text), &ids)
+	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		ids, err = hostsOf(tx, j)
+		return err
 	}); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -449,7 +450,7 @@ type ruleAdd struct {
 // Run adds a rule.
 func (c ruleAdd) Run(e *cli.Env) error {
 	var out map[string]int64
-	r := Rule{Who: c.Who, Effect: c.Effect, Form: string(c.Form()), Target: c.Target.Target, Fun: or(c.Fun, "*"), Args: c.Args, Note: c.Note}
+	r := Rule{Who: c.Who, Effect: c.Effect, Form: string(c.Form()), Target: c.Target.Target, Fun: cmp.Or(c.Fun, "*"), Args: c.Args, Note: c.Note}
 	if err := e.Client.Call(e.Ctx, "POST", "/api/v1/job-rules", r, &out); err != nil {
 		return err
 	}

@@ -89,10 +89,9 @@ type run struct {
 	done   []Verdict        // in the order in which they were stored
 	again  time.Time        // when the plan is to be asked
 	stopAt time.Time        // when those that were told to stop are given up
-	over   bool
-	stored bool          // taken up from the database: done lacks what came before
-	moved  bool          // another run has taken its place
-	next   chan struct{} // closed at each change
+	stored bool             // taken up from the database: done lacks what came before
+	moved  bool             // another run has taken its place
+	next   chan struct{}    // closed at each change
 }
 
 // flight is a host that a job is at.
@@ -100,7 +99,6 @@ type flight struct {
 	name  string
 	heard time.Time
 	asked int
-	state string
 	step  string
 	began time.Time // of the flight
 }
@@ -270,7 +268,7 @@ func (s *Store) begin(r *run, n int) {
 	var tell []fleet.Member
 	for _, id := range r.hosts[r.sent : r.sent+n] {
 		m, ok := s.fleet.Member(id)
-		f := &flight{name: m.Name, heard: now, began: now, state: wire.Running}
+		f := &flight{name: m.Name, heard: now, began: now}
 		r.flying[id] = f
 		switch {
 		case !ok:
@@ -437,7 +435,7 @@ func (s *Store) resume(ctx context.Context) error {
 		for _, id := range ids[:x.sent] {
 			if r.ended[id] == "" {
 				m, _ := s.fleet.Member(id)
-				r.flying[id] = &flight{name: m.Name, heard: now, began: now, state: wire.Running}
+				r.flying[id] = &flight{name: m.Name, heard: now, began: now}
 			}
 		}
 		r.plan.resume(x.sent, len(r.flying), x.j.State == StateStopping || r.plan.FailHard && failed)
@@ -563,7 +561,7 @@ type lateResult struct {
 // heardResult takes a host's word on a command.
 func (s *Store) heardResult(w said, now time.Time, at func(*run) *step, acks map[string][]string) *lateResult {
 	var res wire.Result
-	if err := json.Unmarshal(w.data, &res); err != nil || !reJID.MatchString(res.Job) {
+	if err := json.Unmarshal(w.data, &res); err != nil || !wire.IsJID(res.Job) {
 		s.log.Warn("a result cannot be read", "host", w.from.Name, "err", err)
 		return nil
 	}
@@ -709,9 +707,6 @@ func (s *Store) passTime(now time.Time, at func(*run) *step, tell map[*run][]fle
 
 // admit gives the next hosts their turn, and ends a run that has none left.
 func (s *Store) admit(r *run, now time.Time, at func(*run) *step) {
-	if r.over {
-		return
-	}
 	if r.sent < len(r.hosts) && (r.again.IsZero() || !now.Before(r.again)) {
 		n, again := r.plan.Admit(now)
 		r.again = again
@@ -723,7 +718,6 @@ func (s *Store) admit(r *run, now time.Time, at func(*run) *step) {
 	}
 	if r.sent == len(r.hosts) && len(r.flying) == 0 {
 		at(r).end = true
-		r.over = true
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"drover/internal/cli"
 	"drover/internal/fault"
 	"drover/internal/fleet"
+	"drover/internal/job/wire"
 	"drover/internal/web"
 )
 
@@ -247,7 +248,7 @@ func (s *Store) takeOutput(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	jid := r.PathValue("id")
-	if !reJID.MatchString(jid) || !s.concerns(r.Context(), jid, id) {
+	if !wire.IsJID(jid) || !s.concerns(r.Context(), jid, id) {
 		return fault.Denied("job_foreign", "the job %.40q is not this host's", jid)
 	}
 	d, n, err := s.blobs.Put(r.Context(), r.Body, blob.PutOptions{Max: maxOutput})

@@ -85,10 +85,7 @@ func bad(state string) bool {
 	return state == wire.Failed || state == wire.TimedOut || state == wire.Refused || state == wire.Silent
 }
 
-var (
-	reFun = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,40}\.[a-z_][A-Za-z0-9_]{0,50}$`)
-	reJID = regexp.MustCompile(`^[0-9]{20}$`)
-)
+var reFun = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,40}\.[a-z_][A-Za-z0-9_]{0,50}$`)
 
 // maxArgs bounds the arguments of a job, as JSON: each host gets them in one message.
 const maxArgs = 40 << 10

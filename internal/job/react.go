@@ -181,12 +181,31 @@ func (s *Store) Retry(ctx context.Context, id int64) error {
 // ends. role gives the role that a person has now.
 func (s *Store) React(ctx context.Context, role func(ctx context.Context, name string) (string, error)) error {
 	ctx = auth.AsSystem(ctx)
-	sub := s.Stream.Subscribe("")
-	defer sub.Close()
-	rules, err := s.Reactions(ctx)
-	if err != nil {
+	var rules []Reaction
+	var sub *Reader // while there are reactions: an event that nobody listens to costs nothing
+	var events chan Tagged
+	read := func() (err error) {
+		if rules, err = s.Reactions(ctx); err != nil {
+			return err
+		}
+		switch {
+		case len(rules) > 0 && sub == nil:
+			sub = s.Stream.Subscribe("")
+			events = sub.C
+		case len(rules) == 0 && sub != nil:
+			sub.Close()
+			sub, events = nil, nil
+		}
+		return nil
+	}
+	if err := read(); err != nil {
 		return err
 	}
+	defer func() {
+		if sub != nil {
+			sub.Close()
+		}
+	}()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	old := time.NewTicker(time.Hour)
@@ -196,9 +215,13 @@ func (s *Store) React(ctx context.Context, role func(ctx context.Context, name s
 		select {
 		case <-ctx.Done():
 			return nil
-		case t := <-sub.C:
-			if err := s.post(ctx, rules, sub, t); err != nil && ctx.Err() == nil {
+		case t := <-events:
+			posted, err := s.post(ctx, rules, sub, t)
+			if err != nil && ctx.Err() == nil {
 				s.log.Error("events are not reacted to", "err", err)
+			}
+			if !posted {
+				continue
 			}
 		case <-old.C:
 			if err := s.db.Write(ctx, func(tx *db.Tx) error {
@@ -212,13 +235,15 @@ func (s *Store) React(ctx context.Context, role func(ctx context.Context, name s
 			select {
 			case <-changed: // perhaps a reaction
 				changed = s.db.Changed()
-				if rules, err = s.Reactions(ctx); err != nil {
+				if err := read(); err != nil {
 					s.log.Error("reactions are not read", "err", err)
 				}
 			default:
 			}
-			if n := sub.Lost(); n > 0 {
-				s.log.Error("events came faster than they could be reacted to", "lost", n)
+			if sub != nil {
+				if n := sub.Lost(); n > 0 {
+					s.log.Error("events came faster than they could be reacted to", "lost", n)
+				}
 			}
 		}
 		if err := s.deliver(ctx, role); err != nil && ctx.Err() == nil {
@@ -227,8 +252,8 @@ func (s *Store) React(ctx context.Context, role func(ctx context.Context, name s
 	}
 }
 
-// post writes letters for an event and those that wait behind it.
-func (s *Store) post(ctx context.Context, rules []Reaction, sub *Reader, t Tagged) error {
+// post writes letters for an event and those that wait behind it, and tells whether there are any.
+func (s *Store) post(ctx context.Context, rules []Reaction, sub *Reader, t Tagged) (bool, error) {
 	type letter struct{ reaction, tag, data string }
 	var all []letter
 	for n := 0; ; n++ {
@@ -255,9 +280,9 @@ func (s *Store) post(ctx context.Context, rules []Reaction, sub *Reader, t Tagge
 		}
 	}
 	if len(all) == 0 {
-		return nil
+		return false, nil
 	}
-	return s.db.Write(ctx, func(tx *db.Tx) error {
+	return true, s.db.Write(ctx, func(tx *db.Tx) error {
 		var waiting int
 		if err := tx.QueryRow("SELECT COUNT(*) FROM job_letter WHERE state = 'waiting'").Scan(&waiting); err != nil {
 			return err

@@ -46,6 +46,22 @@ type Filter struct {
 	Limit  int    // 0 means 100
 }
 
+// where is a filter as a condition with its eight parameters.
+func (s *Store) where(tx *db.Tx, f Filter) (cond string, args []any, err error) {
+	var host int64
+	if f.Host != "" {
+		if host, err = s.fleet.Number(tx, f.Host); err != nil {
+			return "", nil, err
+		}
+	}
+	fun := "-"
+	if strings.HasSuffix(f.Fun, ".") {
+		fun = db.Like(f.Fun)
+	}
+	cond = "($1 = 0 OR id IN (SELECT job FROM job_host WHERE host = $1)) AND ($2 = '' OR fun = $2 OR fun LIKE $3 ESCAPE '\\') AND ($4 = '' OR author = $4) AND ($5 = '' OR state = $5) AND ($6 = '' OR spec LIKE $7 ESCAPE '\\') AND ($8 = '' OR jid < $8)"
+	return cond, []any{host, f.Fun, fun, f.Author, f.State, f.Search, "%" + db.Like(f.Search), f.Before}, nil
+}
+
 // List is jobs, the newest first.
 func (s *Store) List(ctx context.Context, f Filter) ([]Job, error) {
 	if err := auth.Need(ctx, "host.read", "*"); err != nil {
@@ -56,24 +72,15 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Job, error) {
 	}
 	out := []Job{}
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
-		var host int64
-		if f.Host != "" {
-			h, err := s.fleet.Number(tx, f.Host)
-			if err != nil {
-				return err
-			}
-			host = h
-		}
-		where := "($1 = 0 OR id IN (SELECT job FROM job_host WHERE host = $1)) AND ($2 = '' OR fun = $2 OR fun LIKE $3 ESCAPE '\\') AND ($4 = '' OR author = $4) AND ($5 = '' OR state = $5) AND ($6 = '' OR spec LIKE $7 ESCAPE '\\') AND ($8 = '' OR jid < $8)"
-		fun := "-"
-		if n := len(f.Fun); n > 0 && f.Fun[n-1] == '.' {
-			fun = db.Like(f.Fun)
+		where, args, err := s.where(tx, f)
+		if err != nil {
+			return err
 		}
 		return tx.Each(func(scan func(...any) error) error {
 			j, err := scanJob(scan)
 			out = append(out, j)
 			return err
-		}, "SELECT "+jobColumns+" FROM job_job WHERE "+where+" ORDER BY jid DESC LIMIT $9", host, f.Fun, fun, f.Author, f.State, f.Search, "%"+db.Like(f.Search), f.Before, f.Limit)
+		}, "SELECT "+jobColumns+" FROM job_job WHERE "+where+" ORDER BY jid DESC LIMIT $9", append(args, f.Limit)...)
 	})
 	for i := range out {
 		s.fresh(&out[i])
@@ -103,6 +110,15 @@ func getJob(tx *db.Tx, id string) (Job, error) {
 	return j, err
 }
 
+// hostsOf are the numbers of a job's hosts, in the order of their turns.
+func hostsOf(tx *db.Tx, j Job) (ids []int64, err error) {
+	var text string
+	if err := tx.QueryRow("SELECT hosts FROM job_job WHERE id = $1", j.num).Scan(&text); err != nil {
+		return nil, err
+	}
+	return ids, json.Unmarshal([]byte(text), &ids)
+}
+
 // Verdicts are what became of a job on each of its hosts, by name.
 func (s *Store) Verdicts(ctx context.Context, id string) ([]Verdict, error) {
 	j, err := s.Get(ctx, id)
@@ -112,12 +128,8 @@ func (s *Store) Verdicts(ctx context.Context, id string) ([]Verdict, error) {
 	out := []Verdict{}
 	have := map[int64]bool{}
 	var hosts []int64
-	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		var text string
-		if err := tx.QueryRow("SELECT hosts FROM job_job WHERE id = $1", j.num).Scan(&text); err != nil {
-			return err
-		}
-		if err := json.Unmarshal([]byte(text), &hosts); err != nil {
+	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		if hosts, err = hostsOf(tx, j); err != nil {
 			return err
 		}
 		return tx.Each(func(scan func(...any) error) error {
@@ -250,19 +262,13 @@ func (s *Store) forget(ctx context.Context) error {
 
 // total counts the jobs that a filter lets through, whatever its Before says.
 func (s *Store) total(ctx context.Context, f Filter) (n int64, err error) {
+	f.Before = ""
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		var host int64
-		if f.Host != "" {
-			if host, err = s.fleet.Number(tx, f.Host); err != nil {
-				return err
-			}
+		where, args, err := s.where(tx, f)
+		if err != nil {
+			return err
 		}
-		fun := "-"
-		if n := len(f.Fun); n > 0 && f.Fun[n-1] == '.' {
-			fun = db.Like(f.Fun)
-		}
-		return tx.QueryRow("SELECT COUNT(*) FROM job_job WHERE ($1 = 0 OR id IN (SELECT job FROM job_host WHERE host = $1)) AND ($2 = '' OR fun = $2 OR fun LIKE $3 ESCAPE '\\') AND ($4 = '' OR author = $4) AND ($5 = '' OR state = $5) AND ($6 = '' OR spec LIKE $7 ESCAPE '\\')",
-			host, f.Fun, fun, f.Author, f.State, f.Search, "%"+db.Like(f.Search)).Scan(&n)
+		return tx.QueryRow("SELECT COUNT(*) FROM job_job WHERE "+where, args...).Scan(&n)
 	})
 	return n, err
 }

@@ -310,16 +310,7 @@ func Main(ctx context.Context, version string, args []string, in io.Reader, out,
 	}
 	e := &Env{Ctx: ctx, In: in, Out: out, Err: errw, Version: version, Log: slog.New(slog.NewTextHandler(errw, nil))}
 	if err := k.Run(e); err != nil && (!errors.Is(err, context.Canceled) || ctx.Err() == nil) {
-		f := fault.As(err)
-		fmt.Fprintf(errw, "drover-agent: %s", f.Msg)
-		if f.Err != nil {
-			fmt.Fprintf(errw, ": %v", f.Err)
-		}
-		fmt.Fprintln(errw)
-		if f.Remedy != "" {
-			fmt.Fprintf(errw, "  %s\n", f.Remedy)
-		}
-		fmt.Fprintf(errw, "  (%s)\n", f.Code)
+		fault.Print(errw, "drover-agent", err)
 		return fault.ExitCode(err)
 	}
 	return 0

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -139,13 +138,8 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 }
 
 // copyProgram keeps the running program, whatever becomes of the file that it was started from.
-func copyProgram(to string) (err error) {
-	in, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	b, err := io.ReadAll(in)
+func copyProgram(to string) error {
+	b, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return err
 	}

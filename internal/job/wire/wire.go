@@ -1,6 +1,14 @@
 package wire
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"regexp"
+)
+
+var reJID = regexp.MustCompile(`^[0-9]{20}$`)
+
+// IsJID tells whether a text has the form of Salt's id of a job: the time to the microsecond.
+func IsJID(s string) bool { return reJID.MatchString(s) }
 
 // Command is one call of a function on one host. It is signed for that host, and for the one
 // process of its agent that was welcomed.
