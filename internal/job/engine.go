@@ -358,17 +358,19 @@ func (s *Store) Run(ctx context.Context) error {
 	old := time.NewTicker(time.Hour)
 	defer old.Stop()
 	for {
+		ticked := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
 		case <-t.C:
+			ticked = true
 		case <-old.C:
 			if err := s.forget(ctx); err != nil {
 				s.log.Error("old jobs stay", "err", err)
 			}
 		}
-		if err := s.turn(ctx); err != nil && ctx.Err() == nil {
+		if err := s.turn(ctx, ticked); err != nil && ctx.Err() == nil {
 			s.log.Error("jobs do not go on", "err", err)
 			time.Sleep(tick)
 		}
@@ -461,8 +463,9 @@ type step struct {
 	end   bool
 }
 
-// turn deals with what was said, and with what time has brought: decide in memory, store, then tell.
-func (s *Store) turn(ctx context.Context) error {
+// turn deals with what was said and, at a tick, with what time has brought: decide in memory, store,
+// then tell. Time is not asked at each word: that would be all hosts for each of them.
+func (s *Store) turn(ctx context.Context, ticked bool) error {
 	s.mu.Lock()
 	inbox := s.inbox
 	s.inbox = nil
@@ -513,7 +516,9 @@ func (s *Store) turn(ctx context.Context) error {
 			}
 		}
 	}
-	s.passTime(now, at, tell)
+	if ticked {
+		s.passTime(now, at, tell)
+	}
 	for _, r := range s.runs {
 		s.admit(r, now, at)
 	}
