@@ -152,6 +152,7 @@ func NewServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 	if s.Fleet, err = fleet.New(ctx, fleet.Config{DB: s.DB, Dir: filepath.Join(s.Config.Dir, "fleet"), Log: log, Version: version}); err != nil {
 		return s, err
 	}
+	s.Repo.Hosts = s.Fleet
 	s.Jobs = job.New(job.Config{DB: s.DB, Fleet: s.Fleet, Blobs: s.Blobs, Log: log})
 	s.Jobs.Listen()
 	s.Web = web.New(web.Config{Version: version, Log: log, Authenticate: s.Fleet.Authenticate(s.Auth.Request)})

@@ -3,6 +3,7 @@ package repo
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -464,6 +465,7 @@ type Plan struct {
 	Held     []Held       `json:"held"` // what stays because of a hold
 	Frozen   *Freeze      `json:"frozen,omitempty"`
 	Changes  []Change     `json:"changes"`
+	Hosts    []string     `json:"hosts" doc:"hosts that have one of these packages, and not in the newest version that there would be; null for who may not read hosts"`
 	Gate     gate.Verdict `json:"gate"`
 
 	snapshot Snapshot
@@ -556,6 +558,9 @@ func (s *Store) plan(ctx context.Context, channel string) (p Plan, err error) {
 		p.Snapshot = p.snapshot.ID
 	}
 	p.Changes = changes(d)
+	if p.Hosts, err = s.affected(ctx, p.Changes); err != nil {
+		return p, err
+	}
 	p.Gate, err = s.judge(ctx, old, p.trees, d)
 	return p, err
 }
@@ -757,6 +762,7 @@ type Change struct {
 	Trees []string `json:"trees,omitempty"`
 	Was   []string `json:"was,omitempty"` // versions
 	Now   []string `json:"now,omitempty"`
+	Hosts int      `json:"hosts,omitempty"` // that have it, and not in the newest version of now
 }
 
 // Kind is "added", "removed", "upgraded", "downgraded" or "changed".
@@ -775,6 +781,14 @@ func (c Change) Kind() string {
 		return "downgraded"
 	}
 	return "changed"
+}
+
+// Target is the question for the hosts that have it, and not in the newest version of now.
+func (c Change) Target() string {
+	if len(c.Now) == 0 {
+		return fmt.Sprintf("pkg(%q)", c.Name)
+	}
+	return fmt.Sprintf("pkg(%q) and pkg(%q) != %q", c.Name, c.Name, slices.MaxFunc(c.Now, rpm.CompareEVR))
 }
 
 // changes lists what differs, by name and arch.

@@ -72,6 +72,7 @@ type Config struct {
 type Store struct {
 	Config
 	Mirrors Upstreams     // set before anything is served; nil without mirrors
+	Hosts   Hosts         // as Mirrors; nil without hosts
 	packed  *zstd.Encoder // of values of rows
 	unpack  *zstd.Decoder
 	gate    *gate.Gate

@@ -43,7 +43,8 @@ type Swept struct {
 
 // Sweep removes what nothing keeps. Kept are: the present state of every channel; every state
 // that a person gave a channel, by promotion or by hand; every snapshot with a name; of the
-// channels that move by themselves all states of a week and the last of each day of a month.
+// channels that move by themselves all states of a week and the last of each day of a month; and of
+// each package that a host has installed the newest snapshot with it.
 // Only counted is what would go when dry is set.
 func (s *Store) Sweep(ctx context.Context, dry bool) (r Swept, err error) {
 	if err := auth.Need(ctx, "repo.sweep", "snapshots"); err != nil {
@@ -128,7 +129,10 @@ func (s *Store) unkept(ctx context.Context, now time.Time) (gone []string, err e
 		gone = slices.DeleteFunc(gone, func(id string) bool { return keep[id] })
 		return err
 	})
-	return gone, err
+	if err != nil {
+		return nil, err
+	}
+	return s.keepInstalled(ctx, gone)
 }
 
 // dropSnapshots removes snapshots, unless a channel or a name has come to hold one meanwhile.

@@ -272,6 +272,7 @@ type PictureMove struct {
 	To      string         `json:"to"`
 	Counts  map[string]int `json:"counts"` // changes by kind
 	Changes []Change       `json:"changes"`
+	Hosts   []string       `json:"hosts"` // as a Plan's
 	Held    []Held         `json:"held,omitempty"`
 	Gate    gate.Verdict   `json:"gate"`
 	None    string         `json:"none,omitempty"` // why there is no move to make
@@ -352,7 +353,7 @@ func (s *Store) Draw(ctx context.Context, name string) (p Picture, err error) {
 		case plan.Was == plan.Snapshot:
 			m.None = "the same"
 		default:
-			m.Changes, m.Held, m.Gate = plan.Changes, plan.Held, plan.Gate
+			m.Changes, m.Hosts, m.Held, m.Gate = plan.Changes, plan.Hosts, plan.Held, plan.Gate
 			for _, c := range plan.Changes {
 				m.Counts[c.Kind()]++
 			}

@@ -369,6 +369,7 @@ type Diff struct {
 	Added   []string `json:"added"`   // NEVRAs
 	Removed []string `json:"removed"` // NEVRAs
 	Changes []Change `json:"changes"` // the same by name
+	Hosts   []string `json:"hosts" doc:"hosts that have one of these packages, and not in the newest version of the second snapshot; null for who may not read hosts"`
 	Logs    []Log    `json:"logs"`
 }
 
@@ -418,6 +419,9 @@ func (s *Store) Diff(ctx context.Context, from, to string) (Diff, error) {
 	slices.Sort(d.Removed)
 	d.Added, d.Removed = slices.Compact(d.Added), slices.Compact(d.Removed)
 	d.Changes = changes(differ)
+	if d.Hosts, err = s.affected(ctx, d.Changes); err != nil {
+		return d, err
+	}
 	d.Logs, err = s.logs(ctx, gone, come)
 	return d, err
 }

@@ -111,7 +111,7 @@ func (c snapshotDiff) Run(e *cli.Env) error {
 		return err
 	}
 	return e.Show(d, func(w io.Writer) {
-		showChanges(w, d.Changes)
+		showChanges(w, d.Changes, d.Hosts)
 		for _, l := range d.Logs {
 			fmt.Fprintf(w, "\n%s\n", l.Source)
 			for _, x := range l.Entries {
@@ -121,16 +121,32 @@ func (c snapshotDiff) Run(e *cli.Env) error {
 	})
 }
 
-func showChanges(w io.Writer, cs []repo.Change) {
+// showChanges lists changes, and how many hosts they concern when that is told.
+func showChanges(w io.Writer, cs []repo.Change, hosts []string) {
 	if len(cs) == 0 {
 		fmt.Fprintln(w, "no package changes")
 		return
 	}
-	cli.Table(w, "CHANGE PACKAGE ARCH WAS NOW", func(row func(...any)) {
+	cli.Table(w, "CHANGE PACKAGE ARCH WAS NOW HOSTS", func(row func(...any)) {
 		for _, c := range cs {
-			row(c.Kind(), c.Name, c.Arch, cmp.Or(strings.Join(c.Was, ","), "-"), cmp.Or(strings.Join(c.Now, ","), "-"))
+			row(c.Kind(), c.Name, c.Arch, cmp.Or(strings.Join(c.Was, ","), "-"), cmp.Or(strings.Join(c.Now, ","), "-"), count(hosts, c.Hosts))
 		}
 	})
+	switch {
+	case hosts == nil:
+	case len(hosts) == 1:
+		fmt.Fprintf(w, "1 host has one of these in another version: %s\n", hosts[0])
+	default:
+		fmt.Fprintf(w, "%d hosts have one of these in another version\n", len(hosts))
+	}
+}
+
+// count is a number of hosts, for who may know it.
+func count(hosts []string, n int) string {
+	if hosts == nil {
+		return "-"
+	}
+	return strconv.Itoa(n)
 }
 
 type snapshotName struct {
@@ -240,7 +256,7 @@ func showPlan(w io.Writer, p repo.Plan) {
 	for _, h := range p.Held {
 		fmt.Fprintf(w, "held: %s (%s): %s\n", h.Source, h.Hold.Package, h.Hold.Reason)
 	}
-	showChanges(w, p.Changes)
+	showChanges(w, p.Changes, p.Hosts)
 	fmt.Fprintln(w, p.Gate.Summary())
 	for _, f := range p.Gate.Findings {
 		fmt.Fprintf(w, "  %s: %s\n", f.Kind, f.Text)
