@@ -67,7 +67,7 @@ var read = sync.OnceValues(func() (*tree, error) {
 			return nil
 		}
 		t.files = append(t.files, rel)
-		if filepath.Ext(rel) != ".go" || strings.Contains("/"+rel, "/testdata/") || rel == "internal_deps.go" {
+		if filepath.Ext(rel) != ".go" || strings.Contains("/"+rel, "/testdata/") {
 			return nil
 		}
 		src, err := os.ReadFile(name)

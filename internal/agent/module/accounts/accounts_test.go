@@ -535,6 +535,7 @@ func TestDocs(t *testing.T) {
 // What is written is read back the same, and nothing that was not managed is lost.
 func FuzzCrontab(f *testing.F) {
 	f.Add("# own\n* * * * * a\n" + cronTag + "\nA=b\n# c SALT_CRON_IDENTIFIER:x\n* * * * * b\n@daily c\nodd\n#DISABLED#x\n")
+	f.Add(cronTag + "\n# c SALT_CRON_IDENTIFIER:x\n#\n@daily c\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		if strings.ContainsAny(s, "\r\x00") {
 			return

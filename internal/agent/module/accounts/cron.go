@@ -304,7 +304,7 @@ func parseComments(lines []string) (comment, id *string) {
 		text = append(text, l)
 	}
 	if len(text) > 0 {
-		s := strings.Join(text, "\n")
+		s := strings.TrimRight(strings.Join(text, "\n"), " \n") // an identifier that is written after a blank line would take its place
 		comment = &s
 	}
 	return comment, id
