@@ -21,6 +21,7 @@ func FuzzTables(f *testing.F) {
 	f.Add([]byte(`{"report":[{"pv":[{"pv_name":"/dev/sdb","pv_size":12}]}]}`))
 	f.Add([]byte("/srv(/.*)?   all files   system_u:object_r:var_t:s0"))
 	f.Add([]byte("DEVNAME=/dev/a\nLABEL=a\\ b\n\nDEVNAME=/dev/b\n"))
+	f.Add([]byte("\\043a\t/b\\014\f c\u00a0\tdefaults\t0\t0"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := string(b)
 		for _, e := range parseMountinfo(s) {

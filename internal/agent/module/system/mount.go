@@ -77,13 +77,22 @@ func octal(s string) string {
 }
 
 func escape(s string) string {
-	return strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(s)
+	s = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(s)
+	if rest, ok := strings.CutPrefix(s, "#"); ok { // a line that begins so is a comment
+		return `\043` + rest
+	}
+	return s
+}
+
+// columns splits a line as the kernel and fstab(5) do: other white space may be part of a path.
+func columns(l string) []string {
+	return strings.FieldsFunc(l, func(r rune) bool { return r == ' ' || r == '\t' })
 }
 
 func parseMountinfo(text string) []mountEntry {
 	var out []mountEntry
 	for _, l := range module.Lines(text) {
-		f := strings.Fields(l)
+		f := columns(l)
 		sep := slices.Index(f, "-")
 		if sep < 6 || len(f) < sep+4 {
 			continue
@@ -156,7 +165,7 @@ func (m *machine) diskName(by, device string) any {
 type fstabEntry struct{ Device, Dir, Type, Opts, Dump, Pass string }
 
 func fstabLine(l string) (e fstabEntry, ok bool) {
-	f := strings.Fields(l)
+	f := columns(l)
 	if len(f) < 3 || strings.HasPrefix(f[0], "#") {
 		return e, false
 	}
@@ -506,7 +515,7 @@ func (m *machine) swaps() (map[string]any, error) {
 	}
 	out := map[string]any{}
 	for _, l := range lines {
-		if f := strings.Fields(l); len(f) >= 5 && strings.HasPrefix(f[0], "/") {
+		if f := columns(l); len(f) >= 5 && strings.HasPrefix(f[0], "/") {
 			out[octal(f[0])] = map[string]any{"type": f[1], "size": f[2], "used": f[3], "priority": f[4]}
 		}
 	}
