@@ -23,7 +23,7 @@ type Hosts interface {
 // package and not in the newest version of it that there is now. It is nil for who may not read
 // hosts.
 func (s *Store) affected(ctx context.Context, cs []Change) ([]string, error) {
-	if s.Hosts == nil || auth.Need(ctx, "host.read", "*") != nil {
+	if s.Hosts == nil || !auth.From(ctx).May("host.read", "*") {
 		return nil, nil
 	}
 	versions := map[string]string{}
