@@ -123,15 +123,20 @@ func (s *scenario) begin(algo string) {
 	s.setUp(algo)
 }
 
+// buildTag is the command line that sets the tag base, from which a small package can be built.
+func buildTag(dist string, more ...string) []string {
+	args := []string{"tag", "set", "base", "--arch", "x86_64", "--mirror", "stream", "--macro", "dist=." + dist}
+	for _, p := range append(strings.Fields("bash coreutils cpio diffutils findutils gawk grep redhat-rpm-config rpm-build sed shadow-utils system-release"), more...) {
+		args = append(args, "--install", p)
+	}
+	return args
+}
+
 func (s *scenario) setUp(algo string) {
 	s.eventually("sign", "key", "create", "crash", "--tag", "crash", "--algo", algo)
 	s.eventually("mirror", "set", "stream", upstream(s))
 	s.eventually("mirror", "sync", "stream")
-	base := []string{"tag", "set", "base", "--arch", "x86_64", "--mirror", "stream", "--macro", "dist=.c"}
-	for p := range strings.FieldsSeq("bash coreutils cpio diffutils findutils gawk grep redhat-rpm-config rpm-build sed shadow-utils system-release") {
-		base = append(base, "--install", p)
-	}
-	s.eventually(base...)
+	s.eventually(buildTag("c")...)
 	s.eventually("tag", "set", "crash", "--arch", "x86_64", "--key", "crash")
 	s.eventually("target", "set", "crash", "--build-tag", "base", "--dest-tag", "crash")
 }

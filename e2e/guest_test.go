@@ -84,11 +84,7 @@ func newGuests(t testing.TB, name, upstream string) *guests {
 	s.must("sign", "key", "create", "guest", "--tag", "guest*", "--algo", "ed25519")
 	s.must("mirror", "set", "stream", upstream)
 	s.must("mirror", "sync", "stream")
-	base := []string{"tag", "set", "base", "--arch", "x86_64", "--mirror", "stream", "--macro", "dist=.g"}
-	for p := range strings.FieldsSeq("bash coreutils cpio diffutils findutils gawk grep gzip redhat-rpm-config rpm-build sed shadow-utils system-release tar") {
-		base = append(base, "--install", p)
-	}
-	s.must(base...)
+	s.must(buildTag("g", "gzip", "tar")...)
 	s.must("tag", "set", "guest", "--arch", "x86_64", "--key", "guest")
 	s.must("target", "set", "guest", "--build-tag", "base", "--dest-tag", "guest")
 	s.must("pkg", "create", "drover-agent")
@@ -294,7 +290,9 @@ func (g *guests) root() {
 	g.Helper()
 	const name = "root-01.example.org"
 	root := filepath.Join(g.Dir, "hosts", "root", "root")
-	devices(g, root)
+	if err := teststream.Devices(root); err != nil {
+		g.Fatal(err)
+	}
 	// dnf runs on this machine: it trusts the site's CA by the .repo file.
 	repos := strings.ReplaceAll(g.repos(), "metadata_expire=1\n", "metadata_expire=1\nsslcacert="+g.CA+"\n")
 	if out, err := g.host("root", repos, "install", "drover-agent", "bash", "coreutils", "system-release"); err != nil {
@@ -366,20 +364,6 @@ func (g *guests) root() {
 	}
 	if out, err := g.drover("run", "root-01*", "--", "exit 3"); err == nil {
 		g.Errorf("a command line that fails: %s", out)
-	}
-}
-
-// devices makes the devices that scripts of packages need.
-func devices(t testing.TB, root string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Join(root, "dev"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
-		p := filepath.Join(root, "dev", name)
-		if err := errors.Join(unix.Mknod(p, unix.S_IFCHR, int(unix.Mkdev(1, minor))), os.Chmod(p, 0o666)); err != nil {
-			t.Fatalf("%s: %v; this test needs root", p, err)
-		}
 	}
 }
 
@@ -536,7 +520,9 @@ func (g *guests) on(t *testing.T, m *machine, part func(*machine)) {
 func (g *guests) image() (image, kernel string) {
 	g.Helper()
 	root := filepath.Join(g.Dir, "hosts", "boot", "root")
-	devices(g, root)
+	if err := teststream.Devices(root); err != nil {
+		g.Fatal(err)
+	}
 	repos := strings.ReplaceAll(g.repos(), g.address, g.URL)
 	if out, err := g.host("boot", strings.ReplaceAll(repos, "metadata_expire=1\n", "metadata_expire=1\nsslcacert="+g.CA+"\n"), "install", "@boot", "patch", "unzip"); err != nil {
 		g.Fatal(out, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"drover/internal/auth"
@@ -31,9 +30,7 @@ func (s *Store) HavingOther(ctx context.Context, versions map[string]string) (co
 		names[p[:max(0, strings.LastIndexByte(p, '.'))]] = true
 	}
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
-		clear(installed)
-		clear(on)
-		var ids []string
+		var items []int64
 		err := tx.Each(func(scan func(...any) error) error {
 			var id int64
 			var name, evra string
@@ -45,31 +42,19 @@ func (s *Store) HavingOther(ctx context.Context, versions map[string]string) (co
 			if _, asked := versions[p]; asked {
 				installed[p] = append(installed[p], version{v, id})
 				on[id] = &selector.Set{}
-				ids = append(ids, strconv.FormatInt(id, 10))
+				items = append(items, id)
 			}
 			return nil
 		}, "SELECT id, key, value FROM fleet_item WHERE kind = $1 AND key IN (SELECT value->>'v' FROM json_each($2))", kindPackage, db.List(slices.Collect(maps.Keys(names))))
 		if err != nil {
 			return err
 		}
-		return tx.Each(func(scan func(...any) error) error {
-			var item, host int64
-			err := scan(&item, &host)
-			if err == nil {
-				on[item].Add(host)
-			}
-			return err
-		}, "SELECT h.item, h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value->>'v' AS BIGINT) WHERE h.until = 0", db.List(ids))
+		return holders(tx, items, func(item, host int64) { on[item].Add(host) })
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	in := selector.Set{}
-	s.mu.Lock()
-	for id := range s.members {
-		in.Add(id)
-	}
-	s.mu.Unlock()
+	in := s.everybody()
 	count = map[string]int{}
 	all := selector.Set{}
 	for p, vs := range installed {

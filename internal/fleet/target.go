@@ -46,13 +46,17 @@ func (s *Store) eval(ctx context.Context, n *selector.Node, depth int) (selector
 	if depth > maxNesting {
 		return nil, fault.Invalid("group_deep", "groups name groups more than %d deep", maxNesting)
 	}
-	var all selector.Set
+	return selector.Eval(n, s.everybody(), func(l *selector.Leaf) (selector.Set, error) { return s.leaf(ctx, l, depth) })
+}
+
+// everybody is the hosts that are let in.
+func (s *Store) everybody() (out selector.Set) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for id := range s.members {
-		all.Add(id)
+		out.Add(id)
 	}
-	s.mu.Unlock()
-	return selector.Eval(n, all, func(l *selector.Leaf) (selector.Set, error) { return s.leaf(ctx, l, depth) })
+	return out
 }
 
 // checkGroups fails when a selector leads back to one of the groups that it is of.
@@ -209,7 +213,7 @@ func (s *Store) byItem(ctx context.Context, kind, key string, l *selector.Leaf) 
 // itemHosts finds the hosts that have one of the items of a query that match. The values are
 // compared here, the hosts found by number.
 func (s *Store) itemHosts(tx *db.Tx, out *selector.Set, match func(key, value string) bool, query string, args ...any) error {
-	rows := map[string]map[string]int64{}
+	var items []int64
 	err := tx.Each(func(scan func(...any) error) error {
 		var id int64
 		var k, v string
@@ -217,23 +221,38 @@ func (s *Store) itemHosts(tx *db.Tx, out *selector.Set, match func(key, value st
 			return err
 		}
 		if match(k, v) {
-			rows[strconv.Itoa(len(rows))] = map[string]int64{"i": id}
+			items = append(items, id)
 		}
 		return nil
 	}, query, args...)
-	if err != nil || len(rows) == 0 {
+	if err != nil {
 		return err
+	}
+	return holders(tx, items, func(_, host int64) { out.Add(host) })
+}
+
+// holders calls fn with each host that has one of some items. The items come by number, not by what
+// chooses them: SQLite would go through all that all hosts have.
+func holders(tx *db.Tx, items []int64, fn func(item, host int64)) error {
+	if len(items) == 0 {
+		return nil
+	}
+	rows := make(map[string]map[string]int64, len(items))
+	for i, id := range items {
+		rows[strconv.Itoa(i)] = map[string]int64{"i": id}
 	}
 	text, err := json.Marshal(rows)
 	if err != nil {
 		return err
 	}
 	return tx.Each(func(scan func(...any) error) error {
-		var id int64
-		err := scan(&id)
-		out.Add(id)
+		var item, host int64
+		err := scan(&item, &host)
+		if err == nil {
+			fn(item, host)
+		}
 		return err
-	}, "SELECT h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value->>'i' AS BIGINT) WHERE h.until = 0", string(text))
+	}, "SELECT h.item, h.host FROM json_each($1) j JOIN fleet_has h ON h.item = CAST(j.value->>'i' AS BIGINT) WHERE h.until = 0", string(text))
 }
 
 // bySubnet finds the hosts that have an address in a network.

@@ -767,7 +767,6 @@ type Change struct {
 
 // Kind is "added", "removed", "upgraded", "downgraded" or "changed".
 func (c Change) Kind() string {
-	newest := func(vs []string) string { return slices.MaxFunc(vs, rpm.CompareEVR) }
 	switch {
 	case len(c.Was) == 0:
 		return "added"
@@ -788,7 +787,15 @@ func (c Change) Target() string {
 	if len(c.Now) == 0 {
 		return fmt.Sprintf("pkg(%q)", c.Name)
 	}
-	return fmt.Sprintf("pkg(%q) and pkg(%q) != %q", c.Name, c.Name, slices.MaxFunc(c.Now, rpm.CompareEVR))
+	return fmt.Sprintf("pkg(%q) and pkg(%q) != %q", c.Name, c.Name, newest(c.Now))
+}
+
+// newest is the newest of some versions, "" of none.
+func newest(vs []string) string {
+	if len(vs) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(vs, rpm.CompareEVR)
 }
 
 // changes lists what differs, by name and arch.

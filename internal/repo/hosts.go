@@ -6,7 +6,6 @@ import (
 
 	"drover/internal/auth"
 	"drover/internal/db"
-	"drover/internal/rpm"
 )
 
 // Hosts knows what is installed where: the fleet.
@@ -28,10 +27,7 @@ func (s *Store) affected(ctx context.Context, cs []Change) ([]string, error) {
 	}
 	versions := map[string]string{}
 	for _, c := range cs {
-		versions[c.Name+"."+c.Arch] = ""
-		if len(c.Now) > 0 {
-			versions[c.Name+"."+c.Arch] = slices.MaxFunc(c.Now, rpm.CompareEVR)
-		}
+		versions[c.Name+"."+c.Arch] = newest(c.Now)
 	}
 	count, hosts, err := s.Hosts.HavingOther(ctx, versions)
 	for i, c := range cs {
@@ -54,9 +50,7 @@ func (s *Store) keepInstalled(ctx context.Context, gone []string) ([]string, err
 	for _, id := range gone {
 		going[id] = true
 	}
-	var keep []string
 	err = s.DB.Read(ctx, func(tx *db.Tx) error {
-		keep = nil
 		nevra := map[string]string{} // of packages that a host has, by pkgid: signed by another key it is another
 		err := tx.Each(func(scan func(...any) error) error {
 			var id, n string
@@ -69,71 +63,54 @@ func (s *Store) keepInstalled(ctx context.Context, gone []string) ([]string, err
 		if err != nil {
 			return err
 		}
+		served := map[string]bool{} // of installed: what the snapshots have that were looked at
+		seen := map[string]bool{}   // their chunks
+		look := func(snapshot string) error {
+			ts, err := s.treesOfSnapshot(tx, snapshot)
+			if err != nil {
+				return err
+			}
+			for _, t := range ts {
+				for _, c := range t.chunks {
+					if seen[c.ID] {
+						continue
+					}
+					seen[c.ID] = true
+					ps, err := s.places(tx, c.ID)
+					if err != nil {
+						return err
+					}
+					for _, p := range ps {
+						if n, ok := nevra[p.PkgID]; ok {
+							served[n] = true
+						}
+					}
+				}
+			}
+			return nil
+		}
 		all, err := db.Column[string](tx, "SELECT id FROM repo_snapshot")
 		if err != nil {
 			return err
 		}
-		have := map[string]bool{} // chunks that stay
 		for _, id := range all {
 			if going[id] {
 				continue
 			}
-			cs, err := s.chunksOf(tx, id)
-			if err != nil {
-				return err
-			}
-			for _, c := range cs {
-				have[c] = true
-			}
-		}
-		served := map[string]bool{} // installed packages that stay
-		for c := range have {
-			if err := s.installedIn(tx, c, nevra, served); err != nil {
+			if err := look(id); err != nil {
 				return err
 			}
 		}
 		for _, id := range slices.Backward(gone) {
-			cs, err := s.chunksOf(tx, id)
-			if err != nil {
+			before := len(served)
+			if err := look(id); err != nil {
 				return err
 			}
-			before := len(served)
-			for _, c := range cs {
-				if have[c] {
-					continue
-				}
-				have[c] = true
-				if err := s.installedIn(tx, c, nevra, served); err != nil {
-					return err
-				}
-			}
 			if len(served) > before {
-				keep = append(keep, id)
+				delete(going, id)
 			}
 		}
 		return nil
 	})
-	return slices.DeleteFunc(gone, func(id string) bool { return slices.Contains(keep, id) }), err
-}
-
-// chunksOf lists the chunks of a snapshot.
-func (s *Store) chunksOf(tx *db.Tx, snapshot string) (out []string, err error) {
-	ts, err := s.treesOfSnapshot(tx, snapshot)
-	for _, t := range ts {
-		for _, c := range t.chunks {
-			out = append(out, c.ID)
-		}
-	}
-	return out, err
-}
-
-// installedIn notes the packages of a chunk that a host has.
-func (s *Store) installedIn(tx *db.Tx, chunk string, nevra map[string]string, served map[string]bool) error {
-	ps, err := s.places(tx, chunk)
-	for _, p := range ps {
-		if n, ok := nevra[p.PkgID]; ok {
-			served[n] = true
-		}
-	}
-	return err
+	return slices.DeleteFunc(gone, func(id string) bool { return !going[id] }), err
 }

@@ -3,7 +3,6 @@ package teststream
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"drover/internal/rpm"
 )
@@ -42,14 +39,8 @@ func host(t *testing.T, args ...string) string {
 func newRoot(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
-	if err := os.MkdirAll(filepath.Join(root, "dev"), 0o755); err != nil {
+	if err := Devices(root); err != nil {
 		t.Fatal(err)
-	}
-	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
-		p := filepath.Join(root, "dev", name)
-		if err := errors.Join(unix.Mknod(p, unix.S_IFCHR, int(unix.Mkdev(1, minor))), os.Chmod(p, 0o666)); err != nil {
-			t.Fatalf("%s: %v; this test needs root", p, err)
-		}
 	}
 	return root
 }
