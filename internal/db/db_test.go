@@ -194,7 +194,25 @@ func TestStatements(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for i := range 1000 {
+		// Parameters go where they are named, in statements that are kept too.
+		for text, want := range map[string]string{
+			"SELECT name FROM thing WHERE name = $1 AND name <> $2":               "a",
+			"SELECT name FROM thing WHERE name = $2 AND name <> $1":               "b",
+			"SELECT name FROM thing WHERE name = $1 AND (name = $1 OR name = $2)": "a",
+		} {
+			for range 3 {
+				if err := d.Read(t.Context(), func(tx *db.Tx) error {
+					got, err := db.Column[string](tx, text, "a", "b")
+					if err != nil || !slices.Equal(got, []string{want}) {
+						t.Errorf("%s: %v %v", text, got, err)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for i := range 1000 { // more than a connection remembers
 			var n int
 			if err := d.Read(t.Context(), func(tx *db.Tx) error { return tx.QueryRow(fmt.Sprintf("SELECT %d", i)).Scan(&n) }); err != nil || n != i {
 				t.Fatalf("%d: %d %v", i, n, err)

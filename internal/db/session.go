@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"regexp"
+	"strconv"
 	"sync"
 )
 
@@ -127,12 +129,30 @@ func (s *session) close() error {
 func (s *session) prepared(ctx context.Context, query string) *sql.Stmt {
 	p, before := s.texts[query]
 	if before && p == nil {
-		p, _ = s.conn.PrepareContext(ctx, query)
+		p, _ = s.conn.PrepareContext(ctx, positional(query))
 	}
 	if before || len(s.texts) < maxTexts {
 		s.texts[query] = p
 	}
 	return p
+}
+
+var parameter = regexp.MustCompile(`\$[0-9]+`)
+
+// positional writes the parameters of a statement as SQLite binds them fastest: "$1" is a name to it,
+// which the driver looks up for each value. A text that does not name $1 to $n once each, in this
+// order, stays.
+func positional(query string) string {
+	n, ordered := 0, true
+	out := parameter.ReplaceAllStringFunc(query, func(name string) string {
+		n++
+		ordered = ordered && name == "$"+strconv.Itoa(n)
+		return "?"
+	})
+	if !ordered {
+		return query
+	}
+	return out
 }
 
 func (s *session) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
