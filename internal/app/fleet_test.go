@@ -758,7 +758,7 @@ func TestBatchesUnderFaults(t *testing.T) {
 	}
 	s, _ := serve(t, Config{Dir: t.TempDir(), TLS: true})
 	admin := asAdmin(t.Context())
-	const n = 24
+	const n = 80 // more than are dealt with one by one
 	f := simulate(t, s, n, nil)
 	for round := range rounds {
 		rng := rand.New(rand.NewPCG(uint64(round), 7))

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -31,6 +32,13 @@ const (
 	stopWithin  = 10 * time.Second
 	graceful    = 15 * time.Second // beyond the command's own timeout, which the agent keeps
 	tick        = 200 * time.Millisecond
+)
+
+// While jobs are at more hosts than many, what these say is gathered for a while, and dealt with in
+// one turn: each turn is a transaction, and a word to all who follow.
+const (
+	many   = 64
+	gather = 20 * time.Millisecond
 )
 
 // maxJobs is how many jobs may run at once.
@@ -175,7 +183,7 @@ func (s *Store) prepare(j Job, members []fleet.Member) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{job: j, flying: map[int64]*flight{}, ended: map[int64]string{}, next: make(chan struct{}),
+	r := &run{job: j, flying: make(map[int64]*flight, len(members)), ended: make(map[int64]string, len(members)), done: make([]Verdict, 0, len(members)), next: make(chan struct{}),
 		plan: Plan{Size: size, Wait: time.Duration(j.Spec.BatchWait * float64(time.Second)), FailHard: j.Spec.FailHard, Total: j.Total}}
 	for _, m := range members {
 		r.hosts = append(r.hosts, m.ID)
@@ -265,11 +273,12 @@ func (s *Store) namesOf(ids []int64) []string {
 // begin tells the next n hosts, whose turn is stored. The caller holds mu.
 func (s *Store) begin(r *run, n int) {
 	now := time.Now()
-	var tell []fleet.Member
-	for _, id := range r.hosts[r.sent : r.sent+n] {
+	tell := make([]fleet.Member, 0, n)
+	flights := make([]flight, n)
+	for i, id := range r.hosts[r.sent : r.sent+n] {
 		m, ok := s.fleet.Member(id)
-		f := &flight{name: m.Name, heard: now, began: now}
-		r.flying[id] = f
+		flights[i] = flight{name: m.Name, heard: now, began: now}
+		r.flying[id] = &flights[i]
 		switch {
 		case !ok:
 			s.inbox = append(s.inbox, said{from: fleet.Member{ID: id}, gone: true})
@@ -374,7 +383,20 @@ func (s *Store) Run(ctx context.Context) error {
 			s.log.Error("jobs do not go on", "err", err)
 			time.Sleep(tick)
 		}
+		if s.atMany() {
+			time.Sleep(gather)
+		}
 	}
+}
+
+func (s *Store) atMany() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, r := range s.runs {
+		n += len(r.flying)
+	}
+	return n > many
 }
 
 // resume takes up the jobs that are not done. Who had his turn and has no verdict may be at it.
@@ -474,7 +496,7 @@ func (s *Store) turn(ctx context.Context, ticked bool) error {
 	at := func(r *run) *step {
 		st := steps[r.job.ID]
 		if st == nil {
-			st = &step{r: r}
+			st = &step{r: r, rows: make([]Verdict, 0, min(len(inbox), len(r.flying)))}
 			steps[r.job.ID] = st
 		}
 		return st
@@ -607,7 +629,7 @@ func (s *Store) heardResult(w said, now time.Time, at func(*run) *step, acks map
 		r.ended[w.from.ID] = v.State
 		v.At = db.Time(s.db.Now())
 		st := at(r)
-		st.rows = append(st.rows, v)
+		st.rows = append(slices.DeleteFunc(st.rows, func(o Verdict) bool { return o.host == v.host }), v)
 	}
 	return nil
 }
@@ -734,8 +756,8 @@ func (s *Store) store(ctx context.Context, steps map[string]*step, late []lateRe
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		var rows []row
 		for _, st := range steps {
-			for _, v := range st.rows {
-				rows = append(rows, v.row(st.r.job.num))
+			for i := range st.rows {
+				rows = append(rows, row{st.r.job.num, &st.rows[i]})
 			}
 			if st.sent > 0 {
 				if _, err := tx.Exec("UPDATE job_job SET sent = sent + $1 WHERE id = $2", st.sent, st.r.job.num); err != nil {
@@ -761,10 +783,12 @@ func (s *Store) store(ctx context.Context, steps map[string]*step, late []lateRe
 				return err
 			}
 			if n > 0 {
-				rows = append(rows, l.v.row(j.num))
+				rows = slices.DeleteFunc(rows, func(o row) bool { return o.job == j.num && o.host == l.v.host }) // it said it twice
+				rows = append(rows, row{j.num, &l.v})
 			}
 		}
 		if len(rows) > 0 {
+			slices.SortFunc(rows, func(a, b row) int { return cmp.Or(cmp.Compare(a.job, b.job), cmp.Compare(a.host, b.host)) }) // as the tables are sorted
 			if err := putVerdicts(tx, rows); err != nil {
 				return err
 			}

@@ -163,44 +163,26 @@ func scanVerdict(scan func(...any) error) (v Verdict, err error) {
 
 // row is a verdict on its way into the database.
 type row struct {
-	Job, Host         int64
-	Name, State       string
-	RC                int
-	Result            string
-	Code, Error, Step string
-	Began, Took       int64
-	Blob              string
-	Size              int64
+	job int64
+	*Verdict
 }
 
-func (v Verdict) row(job int64) row {
-	r := row{job, v.host, v.Host, v.State, v.RC, string(v.Return), v.Code, v.Error, v.Step, 0, int64(v.Took * 1e6), v.Blob, v.Size}
-	if t := v.Began; !t.IsZero() {
-		r.Began = t.UnixMicro()
+func (r row) began() int64 {
+	t := r.Began
+	if r.State == wire.Offline {
+		t = r.Since
 	}
-	if v.State == wire.Offline && !v.Since.IsZero() {
-		r.Began = v.Since.UnixMicro()
+	if t.IsZero() {
+		return 0
 	}
-	return r
+	return t.UnixMicro()
 }
 
-// putVerdicts writes verdicts, some in a statement: taken apart from JSON they take SQLite three
-// times as long, many parameters cost it more than they save, and one by one each takes PostgreSQL a
-// round trip.
+// putVerdicts writes verdicts, of a job one on a host, some in a statement: taken apart from JSON
+// they take SQLite three times as long, and one by one each takes PostgreSQL a round trip.
 func putVerdicts(tx *db.Tx, rows []row) error {
 	const columns = 14
-	last := map[[2]int64]int{} // of two verdicts on a host the later holds; a statement may have one
-	kept := rows[:0:0]
-	for _, r := range rows {
-		if i, ok := last[[2]int64{r.Job, r.Host}]; ok {
-			kept[i] = r
-			continue
-		}
-		last[[2]int64{r.Job, r.Host}] = len(kept)
-		kept = append(kept, r)
-	}
-	rows = kept
-	for _, size := range []int{6, 1} {
+	for _, size := range []int{30, 1} {
 		if len(rows) < size {
 			continue
 		}
@@ -218,10 +200,11 @@ func putVerdicts(tx *db.Tx, rows []row) error {
 			q.WriteString("$" + strconv.Itoa(i+1))
 		}
 		q.WriteString(") ON CONFLICT (job, host) DO UPDATE SET state = excluded.state, rc = excluded.rc, result = excluded.result, code = excluded.code, error = excluded.error, step = excluded.step, began = excluded.began, took = excluded.took, output = excluded.output, size = excluded.size, at = excluded.at")
+		args := make([]any, 0, size*columns)
 		for ; len(rows) >= size; rows = rows[size:] {
-			args := make([]any, 0, size*columns)
+			args = args[:0]
 			for _, r := range rows[:size] {
-				args = append(args, r.Job, r.Host, r.Name, r.State, r.RC, r.Result, r.Code, r.Error, r.Step, r.Began, r.Took, r.Blob, r.Size, tx.Now())
+				args = append(args, r.job, r.host, r.Host, r.State, r.RC, string(r.Return), r.Code, r.Error, r.Step, r.began(), int64(r.Took*1e6), r.Blob, r.Size, tx.Now())
 			}
 			if _, err := tx.Exec(q.String(), args...); err != nil {
 				return err
