@@ -92,14 +92,16 @@ func SealAll(key ed25519.PrivateKey, purpose string, bodies [][]byte) [][]byte {
 
 // Open checks who signed a message and what for, and reads it.
 func Open(key ed25519.PublicKey, purpose string, b []byte, v any) error {
-	bad := fault.Denied("signature_bad", "a message for %s is not signed by this server", purpose).Fix("if the server was made anew, enrol this host again")
+	bad := func() error {
+		return fault.Denied("signature_bad", "a message for %s is not signed by this server", purpose).Fix("if the server was made anew, enrol this host again")
+	}
 	if len(b) < sealHead || len(key) != ed25519.PublicKeySize {
-		return bad
+		return bad()
 	}
 	depth, at := int(b[0]), binary.BigEndian.Uint32(b[1:])
 	b = b[sealHead:]
 	if depth > maxSealed || len(b) <= depth*sha256.Size+ed25519.SignatureSize || at>>depth != 0 {
-		return bad
+		return bad()
 	}
 	path, sig, body := b[:depth*sha256.Size], b[depth*sha256.Size:][:ed25519.SignatureSize], b[depth*sha256.Size+ed25519.SignatureSize:]
 	root := leafHash(body)
@@ -114,7 +116,7 @@ func Open(key ed25519.PublicKey, purpose string, b []byte, v any) error {
 		at >>= 1
 	}
 	if !ed25519.Verify(key, signed(purpose, root), sig) {
-		return bad
+		return bad()
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fault.Invalid("message_bad", "a message for %s cannot be read", purpose).Wrap(err)
