@@ -103,6 +103,20 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	run := func(argv ...string) (command.Result, error) {
+		return command.Run(ctx, command.Spec{Argv: argv, Limit: 1 << 20})
+	}
+	dnf := func(options ...string) (command.Result, error) {
+		what := []string{"upgrade", "drover-agent"}
+		if v != "" {
+			what = []string{"install", "drover-agent-" + v}
+		}
+		return run(append(append([]string{"dnf", "-y", "-q", "--allowerasing"}, options...), what...)...)
+	}
+	// What can take long, a slow mirror or another dnf at work, is over before the time begins to run.
+	if r, err := dnf("--refresh", "--downloadonly"); err != nil || r.Code != 0 {
+		return nil, fault.Unavailable("upgrade_failed", "dnf does not fetch the new agent: %.1000s", string(r.Err)).Wrap(err)
+	}
 	keep := filepath.Join(c.Dir, "previous")
 	if err := copyProgram(keep); err != nil {
 		return nil, err
@@ -110,19 +124,12 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 	if err := writeUpgrade(c.Dir, upgrade{From: from, Until: time.Now().Add(wait)}); err != nil {
 		return nil, err
 	}
-	run := func(argv ...string) (command.Result, error) {
-		return command.Run(ctx, command.Spec{Argv: argv, Limit: 1 << 20})
-	}
 	_, _ = run("systemctl", "stop", returnUnit+".timer") // of an earlier one
 	_, _ = run("systemctl", "reset-failed", returnUnit+".service", returnUnit+".timer")
 	if r, err := run("systemd-run", "--quiet", "--unit="+returnUnit, "--timer-property=AccuracySec=1s", fmt.Sprintf("--on-active=%ds", int(wait.Seconds())), keep, "return", "--dir", c.Dir); err != nil || r.Code != 0 {
 		return nil, errors.Join(fault.Unavailable("upgrade_return", "the way back cannot be laid, so the agent is not upgraded: %.500s", string(r.Err)).Wrap(err), os.Remove(upgradeFile(c.Dir)))
 	}
-	what := []string{"upgrade", "drover-agent"}
-	if v != "" {
-		what = []string{"install", "drover-agent-" + v}
-	}
-	r, err := run(append([]string{"dnf", "-y", "-q", "--refresh", "--allowerasing"}, what...)...)
+	r, err := dnf()
 	to, terr := installedAgent(ctx)
 	if err != nil || terr != nil || r.Code != 0 || to == from {
 		_, _ = run("systemctl", "stop", returnUnit+".timer")
