@@ -2,12 +2,14 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"drover/internal/agent/module"
 	"drover/internal/fault"
 	"drover/internal/job/wire"
 )
@@ -52,6 +54,38 @@ func TestScheduledCheck(t *testing.T) {
 	}
 	if (Scheduled{Minutes: 1}).Check("x") == nil || (Scheduled{Function: "a.b", Seconds: -1}).Check("x") == nil || (Scheduled{Function: "a.b", Cron: "x"}).Check("x") == nil {
 		t.Error("a bad schedule is taken")
+	}
+}
+
+// What is scheduled is not cut when the agent is stopped, and the agent waits for it.
+func TestScheduledOutlivesTheStop(t *testing.T) {
+	began, goOn := make(chan struct{}), make(chan struct{})
+	var cut error
+	reg := module.NewRegistry([]module.Function{{Name: "t.slow", Doc: "Waits.", Run: func(ctx context.Context, _ *module.Call) (any, error) {
+		close(began)
+		<-goOn
+		cut = ctx.Err()
+		return true, nil
+	}}})
+	a, err := New(Config{URL: "https://127.0.0.1:1", Name: "h", Registry: reg, Log: slog.New(slog.DiscardHandler), Policy: func() Policy { return Policy{} },
+		Collect:  func(context.Context) (Inventory, error) { return Inventory{}, nil },
+		Schedule: map[string]Scheduled{"x": {Function: "t.slow", Start: true, Days: 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- a.Run(ctx) }()
+	<-began
+	stop()
+	select {
+	case <-over:
+		t.Error("the agent did not wait")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(goOn)
+	if err := <-over; err != nil || cut != nil {
+		t.Errorf("%v %v", err, cut)
 	}
 }
 

@@ -99,7 +99,8 @@ func (a *Agent) schedule(ctx context.Context) {
 func (a *Agent) scheduled(ctx context.Context, name string, s Scheduled) {
 	began := time.Now()
 	data := map[string]any{"schedule": name, "fun": s.Function, "fun_args": s.Args, "success": false, "retcode": 1}
-	v, rc, err := a.invoke(ctx, s.Function, s.Args, s.Kwargs)
+	// As a job's, it goes on while the agent is stopped: it may be dnf, which puts a new agent in.
+	v, rc, err := a.invoke(context.WithoutCancel(ctx), s.Function, s.Args, s.Kwargs)
 	if err == nil {
 		data["return"], data["retcode"], data["success"] = v, rc, rc == 0
 	} else {
