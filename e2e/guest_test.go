@@ -827,8 +827,15 @@ func (g *guests) tests(*machine) {
 	}
 }
 
-// upgrade has the agent upgrade itself, and then to a version that does not work.
+// upgrade has the agent upgrade itself by its schedule, by a job, and to a version that does not work.
 func (g *guests) upgrade(m *machine) {
+	g.bring("1.0.1", false)
+	m.ask(`printf 'schedule:\n  new-agent: {function: agent.upgrade, seconds: 90}\n' >> /etc/drover/agent.yaml && systemctl restart drover-agent`, 2*time.Minute)
+	g.member(guest, "1.0.1", 10*time.Minute)
+	// dnf came to its end although the agent that ran it was stopped meanwhile: one version is left.
+	if got := m.ask(`sed -i '/^schedule:/,$d' /etc/drover/agent.yaml; systemctl restart drover-agent; rpm -q --qf 'package %{version}\n' drover-agent; dnf history info last | grep Return-Code`, 3*time.Minute); strings.Count(got, "\npackage ") != 1 || !strings.Contains(got, "package 1.0.1\n") || !strings.Contains(got, "Success") {
+		g.Errorf("after the upgrade by schedule: %s", got)
+	}
 	g.bring("1.1", false)
 	j := g.order(guest, "agent.upgrade")
 	g.member(guest, "1.1", 5*time.Minute)
