@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"drover/internal/agent/module"
@@ -103,19 +104,21 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	run := func(argv ...string) (command.Result, error) {
-		return command.Run(ctx, command.Spec{Argv: argv, Limit: 1 << 20})
-	}
-	dnf := func(options ...string) (command.Result, error) {
+	dnf := func(ctx context.Context, options ...string) (command.Result, error) {
 		what := []string{"upgrade", "drover-agent"}
 		if v != "" {
 			what = []string{"install", "drover-agent-" + v}
 		}
-		return run(append(append([]string{"dnf", "-y", "-q", "--allowerasing"}, options...), what...)...)
+		return command.Run(ctx, command.Spec{Argv: slices.Concat([]string{"dnf", "-y", "-q", "--allowerasing"}, options, what), Limit: 1 << 20})
 	}
 	// What can take long, a slow mirror or another dnf at work, is over before the time begins to run.
-	if r, err := dnf("--refresh", "--downloadonly"); err != nil || r.Code != 0 {
+	if r, err := dnf(ctx, "--refresh", "--downloadonly"); err != nil || r.Code != 0 {
 		return nil, fault.Unavailable("upgrade_failed", "dnf does not fetch the new agent: %.1000s", string(r.Err)).Wrap(err)
+	}
+	// From here on it is not cut by a stop: dnf would leave two versions, the timer no way back.
+	ctx = context.WithoutCancel(ctx)
+	run := func(argv ...string) (command.Result, error) {
+		return command.Run(ctx, command.Spec{Argv: argv, Limit: 1 << 20})
 	}
 	keep := filepath.Join(c.Dir, "previous")
 	if err := copyProgram(keep); err != nil {
@@ -129,7 +132,7 @@ func startUpgrade(ctx context.Context, c *module.Call) (any, error) {
 	if r, err := run("systemd-run", "--quiet", "--unit="+returnUnit, "--timer-property=AccuracySec=1s", fmt.Sprintf("--on-active=%ds", int(wait.Seconds())), keep, "return", "--dir", c.Dir); err != nil || r.Code != 0 {
 		return nil, errors.Join(fault.Unavailable("upgrade_return", "the way back cannot be laid, so the agent is not upgraded: %.500s", string(r.Err)).Wrap(err), os.Remove(upgradeFile(c.Dir)))
 	}
-	r, err := dnf()
+	r, err := dnf(ctx)
 	to, terr := installedAgent(ctx)
 	if err != nil || terr != nil || r.Code != 0 || to == from {
 		_, _ = run("systemctl", "stop", returnUnit+".timer")
