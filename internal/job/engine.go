@@ -1,7 +1,6 @@
 package job
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -629,7 +628,7 @@ func (s *Store) heardResult(w said, now time.Time, at func(*run) *step, acks map
 		r.ended[w.from.ID] = v.State
 		v.At = db.Time(s.db.Now())
 		st := at(r)
-		st.rows = append(slices.DeleteFunc(st.rows, func(o Verdict) bool { return o.host == v.host }), v)
+		st.rows = append(st.rows, v)
 	}
 	return nil
 }
@@ -783,15 +782,11 @@ func (s *Store) store(ctx context.Context, steps map[string]*step, late []lateRe
 				return err
 			}
 			if n > 0 {
-				rows = slices.DeleteFunc(rows, func(o row) bool { return o.job == j.num && o.host == l.v.host }) // it said it twice
 				rows = append(rows, row{j.num, &l.v})
 			}
 		}
-		if len(rows) > 0 {
-			slices.SortFunc(rows, func(a, b row) int { return cmp.Or(cmp.Compare(a.job, b.job), cmp.Compare(a.host, b.host)) }) // as the tables are sorted
-			if err := putVerdicts(tx, rows); err != nil {
-				return err
-			}
+		if err := putVerdicts(tx, rows); err != nil {
+			return err
 		}
 		for _, st := range steps {
 			if !st.end {

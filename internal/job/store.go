@@ -1,9 +1,11 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,6 +169,10 @@ type row struct {
 	*Verdict
 }
 
+func (r row) compare(o row) int {
+	return cmp.Or(cmp.Compare(r.job, o.job), cmp.Compare(r.host, o.host))
+}
+
 func (r row) began() int64 {
 	t := r.Began
 	if r.State == wire.Offline {
@@ -178,10 +184,14 @@ func (r row) began() int64 {
 	return t.UnixMicro()
 }
 
-// putVerdicts writes verdicts, of a job one on a host, some in a statement: taken apart from JSON
-// they take SQLite three times as long, and one by one each takes PostgreSQL a round trip.
+// putVerdicts writes verdicts, some in a statement: taken apart from JSON they take SQLite three
+// times as long, and one by one each takes PostgreSQL a round trip. It puts rows into another order.
 func putVerdicts(tx *db.Tx, rows []row) error {
 	const columns = 14
+	// In the order of the tables, and of two verdicts on a host the later: a statement may have one.
+	slices.Reverse(rows)
+	slices.SortStableFunc(rows, row.compare)
+	rows = slices.CompactFunc(rows, func(a, b row) bool { return a.compare(b) == 0 })
 	for _, size := range []int{30, 1} {
 		if len(rows) < size {
 			continue
